@@ -1037,41 +1037,6 @@ async fn only_requeued_and_dropped_deliveries_come_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn acknowledging_many_at_once_spares_those_still_held() {
-    const MANY: usize = 300;
-    scene(async |scene| {
-        let publisher = scene.publisher().await;
-        let window = (0..MANY).map(|index| scene.routed(&index.to_string())).collect();
-        assert!(publisher.publish(window).await.iter().all(|one| *one == Published::Confirmed));
-
-        let consumer = scene.consumer(0).await;
-        let (mut held, mut done) = (Vec::new(), Vec::new());
-        for index in 0..MANY {
-            let delivery = next(&consumer).await;
-            if index % 50 == 20 { held.push(delivery) } else { done.push(delivery.ack()) }
-        }
-        assert!(join_all(done).await.into_iter().all(|told| told));
-
-        let ids = |deliveries: &[Delivery]| -> std::collections::BTreeSet<_> {
-            deliveries.iter().map(|delivery| delivery.message_id.clone()).collect()
-        };
-        let expected = ids(&held);
-        drop(held);
-        let mut again = Vec::new();
-        for _ in &expected {
-            again.push(next(&consumer).await);
-        }
-        assert_eq!(ids(&again), expected);
-
-        assert!(join_all(again.into_iter().map(Delivery::ack)).await.into_iter().all(|told| told));
-        scene.until_nothing_is_unacknowledged().await;
-        consumer.close().await;
-        assert_eq!(scene.purge().await, 0);
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn an_operator_close_redelivers_and_voids_old_deliveries() {
     scene(async |scene| {
         let publisher = scene.publisher().await;

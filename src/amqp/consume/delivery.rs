@@ -1,16 +1,20 @@
 //! One message from a queue, and the right to settle it.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use lapin::{
     Acker, BasicProperties,
-    options::{BasicNackOptions, BasicRejectOptions},
+    options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions},
     types::{AMQPValue, FieldTable},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-
-use crate::amqp::consume::acks::{AckRequest, OpenTag};
 
 /// One message from the queue, to be settled by [`ack`](Self::ack), [`reject`](Self::reject) or
 /// [`requeue`](Self::requeue). If it is dropped, it is requeued.
@@ -43,11 +47,10 @@ pub struct Delivery {
 
 /// The right to settle one delivery, once, on its connection.
 pub(super) struct Held {
-    /// `None` once it is settled.
-    pub(super) right: Option<(Acker, OpenTag)>,
+    pub(super) acker: Option<Acker>,
     pub(super) gone: CancellationToken,
-    pub(super) acks: mpsc::UnboundedSender<AckRequest>,
-    pub(super) put_back: mpsc::UnboundedSender<(Acker, OpenTag)>,
+    pub(super) count: Arc<AtomicUsize>,
+    pub(super) put_back: mpsc::UnboundedSender<Acker>,
 }
 
 impl Delivery {
@@ -77,7 +80,8 @@ impl Delivery {
 
     /// Acknowledges the message, so that the broker removes it. Returns false if the answer could not be sent.
     pub async fn ack(self) -> bool {
-        self.held.acknowledge().await
+        let ack = |acker: Acker| async move { acker.ack(BasicAckOptions::default()).await };
+        self.held.settle(ack).await
     }
 
     /// Rejects the message for good, so that the broker drops or dead-letters it. Returns false if the answer could not
@@ -112,30 +116,14 @@ impl fmt::Debug for Delivery {
 
 impl Held {
     fn is_stale(&self) -> bool {
-        self.gone.is_cancelled() || self.right.as_ref().is_none_or(|(acker, _)| !acker.usable())
-    }
-
-    async fn acknowledge(mut self) -> bool {
-        let Some((acker, tag)) = self.right.take() else {
-            return false;
-        };
-        let (told, answer) = oneshot::channel();
-        // Once the connection is gone, no task receives the request, and the channel of the answer closes.
-        let _ = self.acks.send(AckRequest { acker, tag, told });
-
-        tokio::select! {
-            biased;
-            () = self.gone.cancelled() => false,
-            told = answer => told.unwrap_or(false),
-        }
+        self.gone.is_cancelled() || self.acker.as_ref().is_none_or(|acker| !acker.usable())
     }
 
     async fn settle<F>(mut self, settle: impl FnOnce(Acker) -> F) -> bool
     where
         F: Future<Output = lapin::Result<bool>>,
     {
-        // The tag counts as unsettled until the answer was sent.
-        let Some((acker, _tag)) = self.right.take() else {
+        let Some(acker) = self.acker.take() else {
             return false;
         };
         tokio::select! {
@@ -148,8 +136,9 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(right) = self.right.take().filter(|_| !self.gone.is_cancelled()) {
-            let _ = self.put_back.send(right);
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        if let Some(acker) = self.acker.take().filter(|_| !self.gone.is_cancelled()) {
+            let _ = self.put_back.send(acker);
         }
     }
 }

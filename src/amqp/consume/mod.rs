@@ -1,6 +1,5 @@
 //! Consumes messages with acknowledgements.
 
-mod acks;
 mod arrivals;
 mod consumer;
 mod delivery;

@@ -1,6 +1,12 @@
 //! The task behind a [`Consumer`](super::Consumer): it connects, subscribes, passes deliveries on, and starts again.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::StreamExt;
 use lapin::{
@@ -17,7 +23,6 @@ use tokio_util::sync::CancellationToken;
 use crate::amqp::{
     connection::{ConnectionEvent, Link, Plan},
     consume::{
-        acks::{AckRequest, OpenTag, OpenTags, acknowledge},
         arrivals::Arrivals,
         delivery::{Delivery, Held, requeue},
         watchdog::{QueueStatus, Watchdog},
@@ -55,8 +60,8 @@ pub(super) struct ConsumeSupervisor {
     pub(super) subscription: Subscription,
     pub(super) board: Board,
     pub(super) arrivals: Arc<Arrivals>,
-    pub(super) put_back: mpsc::UnboundedSender<(Acker, OpenTag)>,
-    pub(super) dropped: mpsc::UnboundedReceiver<(Acker, OpenTag)>,
+    pub(super) put_back: mpsc::UnboundedSender<Acker>,
+    pub(super) dropped: mpsc::UnboundedReceiver<Acker>,
     pub(super) wanted: watch::Receiver<Intake>,
     pub(super) taking: watch::Sender<bool>,
     pub(super) stop: CancellationToken,
@@ -68,9 +73,8 @@ struct ServedConnection {
     stream: Option<lapin::Consumer>,
     /// Cancelled when the connection is gone and its deliveries can't be settled any more.
     gone: CancellationToken,
-    /// The deliveries that were handed out and are not settled.
-    unsettled: Arc<OpenTags>,
-    acks: mpsc::UnboundedSender<AckRequest>,
+    /// Number of deliveries that were handed out and are not settled.
+    held: Arc<AtomicUsize>,
     watchdog: Watchdog,
     check: Interval,
     /// Whether no more deliveries are wanted. Deliveries that were handed out may still be settled.
@@ -140,7 +144,7 @@ impl ConsumeSupervisor {
             () = self.end.cancelled() => Err(End::Asked),
             () = self.stop.cancelled(), if takes => self.stop_taking(&link.channel, served).await,
             Ok(()) = self.wanted.changed(), if takes => self.subscribe_again(&link.channel, served).await,
-            Some((acker, _tag)) = self.dropped.recv() => {
+            Some(acker) = self.dropped.recv() => {
                 let queue = &self.subscription.queue;
                 tracing::debug!(queue, "a delivery was dropped without being settled; it is requeued");
                 // A delivery that can't be requeued is redelivered when the connection ends.
@@ -198,11 +202,11 @@ impl ConsumeSupervisor {
         };
 
         served.watchdog.delivered();
-        let tag = served.unsettled.add(delivery.delivery_tag);
+        served.held.fetch_add(1, Ordering::Relaxed);
         let held = Held {
-            right: Some((delivery.acker.clone(), tag)),
+            acker: Some(delivery.acker.clone()),
             gone: served.gone.clone(),
-            acks: served.acks.clone(),
+            count: served.held.clone(),
             put_back: self.put_back.clone(),
         };
         self.arrivals.put(Delivery::new(delivery, held));
@@ -218,7 +222,7 @@ impl ConsumeSupervisor {
             return Ok(());
         };
 
-        let held = served.unsettled.count();
+        let held = served.held.load(Ordering::Relaxed);
         let status = answer.unwrap_or_else(|_| Err("no answer to the check of the queue".to_owned()));
         let checked = status.and_then(|status| served.watchdog.check(&status, held));
         checked.map_err(End::lost)?;
@@ -345,12 +349,7 @@ impl ServedConnection {
         let mut check = interval_at(Instant::now() + every, every);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
-        let unsettled = Arc::new(OpenTags::default());
-        let (acks, asked) = mpsc::unbounded_channel();
-        let gone = CancellationToken::new();
-        tokio::spawn(gone.clone().run_until_cancelled_owned(acknowledge(asked, unsettled.clone())));
-
-        Self { stream, gone, unsettled, acks, watchdog, check, stopped: false }
+        Self { stream, gone: CancellationToken::new(), held: Arc::default(), watchdog, check, stopped: false }
     }
 }
 
