@@ -15,7 +15,7 @@ struct Order {
 #[message(type = "order.paid")]
 struct OrderPaid(String);
 
-const UNREADY: StatusCode = StatusCode::SERVICE_UNAVAILABLE; // not if the broker is missing: saves continue
+const UNREADY: StatusCode = StatusCode::SERVICE_UNAVAILABLE; // broker outages don't count: saves continue
 type App = (Store<Order>, tokio_util::task::TaskTracker);
 
 async fn pay(State((orders, saves)): State<App>, Path(id): Path<String>) -> StatusCode {
@@ -24,7 +24,7 @@ async fn pay(State((orders, saves)): State<App>, Path(id): Path<String>) -> Stat
     match saves.spawn(async move { orders.update(&id, pay).await }).await {
         Ok(Ok(_)) => StatusCode::NO_CONTENT,
         Ok(Err(Error::NotFound { .. })) => StatusCode::NOT_FOUND,
-        Ok(Err(Error::Unknown { .. })) => StatusCode::GATEWAY_TIMEOUT, // the order may be paid: load it first
+        Ok(Err(Error::Unknown { .. })) => StatusCode::GATEWAY_TIMEOUT, // the order may be paid: load it to find out
         Ok(Err(error)) if error.is_transient() => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }

@@ -23,7 +23,7 @@ struct StockRequested {
     quantity: i64,
 }
 
-/// Handles a message. `id` is `envelope.id` or the CloudEvents `id`.
+/// Handles a message. `id` is the message's id: `envelope.id` or the CloudEvents `id`.
 async fn receive(stocks: &Store<Stock>, id: Uuid, message: StockRequested) -> Result<(), Error> {
     let take = |stock: &mut Stock| {
         if stock.inbox.receive(id) {

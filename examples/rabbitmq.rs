@@ -28,7 +28,7 @@ pub(crate) async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut settings = RabbitMqSettings::new(&std::env::var("OUTBOX_RABBITMQ_URI")?)?;
     settings.exchange = NAME.into();
     let amqp = settings.amqp.clone();
-    let (rabbitmq, commands) = RabbitMq::start_with_hand_off(settings); // one connection for both
+    let (rabbitmq, commands) = RabbitMq::start_with_hand_off(settings); // one connection for messages and commands
     rabbitmq.available().await;
     let inline = InlineDispatcher::builder(&client).hand_off(commands).deliver_to(rabbitmq);
 

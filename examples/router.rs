@@ -31,7 +31,7 @@ pub(crate) async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let client = Client::with_uri_str(std::env::var("OUTBOX_MONGODB_URI")?).await?;
     let rabbitmq = RabbitMq::start(RabbitMqSettings {
         exchange: "example.router".into(),
-        unroutable_ok: OrderEvent::TYPES.iter().map(ToString::to_string).collect(), // no queue is bound
+        unroutable_ok: OrderEvent::TYPES.iter().map(ToString::to_string).collect(), // no queue receives these
         ..RabbitMqSettings::new(&std::env::var("OUTBOX_RABBITMQ_URI")?)?
     });
     rabbitmq.available().await;

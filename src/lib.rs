@@ -53,7 +53,8 @@
 //! `derive` (default) provides the derive macros [`Aggregate`](macro@Aggregate) and [`Message`](macro@Message).
 //!
 //! `rabbitmq` (default) provides the destination [`deliver::RabbitMq`], [`CommandSender`], [`receive`] and [`amqp`].
-//! Without this feature no AMQP client is linked; turn it off if all messages go to handlers or to your own destination.
+//! Without this feature no AMQP client is linked. Turn the feature off if all messages go to handlers or to your own
+//! destination.
 //!
 //! `rustls-ring` (default) and `rustls-aws-lc` choose the library that encrypts connections. If both are on, AWS-LC is
 //! used. `dns-resolver` (default) resolves `mongodb+srv` names.

@@ -20,7 +20,7 @@ const KEYS: [Key; 2] =
 /// The role of a field for the library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// The field is stored as `_id`, or is intended to be.
+    /// The field has the stored name `_id`, even if serde skips the field.
     Id,
     Outbox,
     Inbox,

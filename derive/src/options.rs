@@ -5,7 +5,7 @@ use syn::{Attribute, Error, LitStr, Meta, Path, Result, meta::ParseNestedMeta, s
 
 use crate::suggestion::did_you_mean;
 
-/// A key that a helper attribute takes.
+/// A key that a helper attribute accepts.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Key {
     pub(crate) name: &'static str,
@@ -36,7 +36,7 @@ struct Given {
 }
 
 impl Options {
-    /// Reads all attributes of this helper.
+    /// Reads all attributes with the name `helper`.
     ///
     /// # Errors
     /// An error for each key that is unknown or given twice, and for each value that its key doesn't accept.
@@ -65,7 +65,7 @@ impl Options {
         problems.none_or(options)
     }
 
-    /// Reads one key. The outer error is a syntax error, after which the rest can't be read.
+    /// Reads one key. The outer error is a syntax error, after which the rest of the attribute can't be read.
     fn given(&self, meta: &ParseNestedMeta, helper: &str, keys: &[Key]) -> Result<Result<Given>> {
         let name = written(&meta.path);
         let span = meta.path.span();

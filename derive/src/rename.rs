@@ -21,7 +21,7 @@ impl RenameRule {
             "camelCase" => Self::Camel,
             "kebab-case" => Self::Kebab,
             "SCREAMING-KEBAB-CASE" => Self::UpperKebab,
-            // For `lowercase` and `snake_case`, serde assumes that a field's name is already in this form.
+            // For `lowercase` and `snake_case`, serde assumes that a field's name already has the wanted form.
             _ => Self::AsItIs,
         }
     }

@@ -19,15 +19,15 @@ pub(crate) struct SerdeAttributes {
 pub(crate) struct SerdeAttribute {
     pub(crate) key: String,
     pub(crate) span: Span,
-    /// The text after `=`, which applies to writing and to reading.
+    /// The text of `key = "…"`, which applies to writing and to reading.
     pub(crate) text: Option<String>,
-    /// The text in parentheses for writing.
+    /// The text of `key(serialize = "…")`, which applies to writing only.
     serialize: Option<String>,
-    /// The text in parentheses for reading.
+    /// The text of `key(deserialize = "…")`, which applies to reading only.
     deserialize: Option<String>,
 }
 
-/// A name for writing and one for reading.
+/// A value for writing and a value for reading.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Directions<T> {
     pub(crate) write: T,
@@ -59,7 +59,7 @@ impl SerdeAttributes {
         self.find(key).is_some()
     }
 
-    /// Returns the first of these keys that is given.
+    /// Returns the first attribute that has one of these keys.
     pub(crate) fn any_of(&self, keys: &[&str]) -> Option<&SerdeAttribute> {
         self.given.iter().find(|attribute| keys.contains(&attribute.key.as_str()))
     }

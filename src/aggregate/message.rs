@@ -15,8 +15,8 @@ use serde::Serialize;
 /// }
 /// ```
 ///
-/// Related messages can be the variants of one enum, each with its own type; here `order.paid` and `order.shipped`. The
-/// body is the whole enum, as `serde_json` writes it:
+/// Related messages can be the variants of one enum, each with its own type. In this example the types are `order.paid`
+/// and `order.shipped`. The body is the whole enum, as `serde_json` writes it:
 ///
 /// ```
 /// # use document_outbox::Message;
@@ -35,12 +35,12 @@ use serde::Serialize;
 /// how to implement both traits by hand.
 ///
 /// The body that receivers get is the struct as `serde_json` writes it; [`deliver::json`](crate::deliver::json) lists
-/// the exceptions. It is stored in the same human-readable form; for example, a `uuid::Uuid` or an `IpAddr` is stored
-/// as text.
+/// the exceptions. The body is stored in the same human-readable form; for example, a `uuid::Uuid` or an `IpAddr` is
+/// stored as text.
 pub trait Message: Serialize {
     /// The message's stable name, used as the routing key and the CloudEvents `type`, at most 255 bytes. The name is
     /// stored and sent, so it outlives the code; don't use a Rust type name. If the Rust type has [several
-    /// names](Self::TYPES), this is their common prefix.
+    /// names](Self::TYPES), `TYPE` is their common prefix.
     const TYPE: &'static str;
 
     /// All names that new messages of this Rust type can have. There is more than one if
@@ -72,5 +72,5 @@ pub trait Message: Serialize {
     }
 }
 
-/// The header that carries [`Message::SCHEMA`] in an entry; on the wire it becomes `cloudEvents:dataschema`.
+/// The header that carries [`Message::SCHEMA`] in an entry; on the wire this header becomes `cloudEvents:dataschema`.
 pub(crate) const SCHEMA_HEADER: &str = "dataschema";

@@ -40,17 +40,18 @@ use crate::{
 ///
 /// # Other fields
 /// The document's fields `etag` and `outbox` belong to the library. The struct must not write fields with these names
-/// itself. A [`#[serde(flatten)]`](https://serde.rs/attr-flatten.html) map that picks them up is fine; a struct that
-/// denies unknown fields cannot be loaded.
+/// itself. A [`#[serde(flatten)]`](https://serde.rs/attr-flatten.html) map may contain these two fields after a load. A
+/// struct that denies unknown fields cannot be loaded.
 ///
 /// Stored fields that the struct doesn't know survive a save: at the top level, in sub-documents, and in array elements
-/// that can be recognised, see [`ELEMENT_KEYS`](Aggregate::ELEMENT_KEYS).
+/// that can be recognised: see [`ELEMENT_KEYS`](Aggregate::ELEMENT_KEYS).
 ///
 /// The stored document must decode as the same struct again. An insert and a save check this, and refuse, for example,
 /// a field with `skip_serializing` and no default, and a map that repeats a field's name.
 ///
 /// A field that was renamed with [`#[serde(alias = "old")]`](https://serde.rs/field-attrs.html#alias) is read under its
-/// old name. The next save that changes the document or sub-document around it stores it under the new name.
+/// old name. The next save that changes the document or sub-document that contains the field stores the field under its
+/// new name.
 ///
 /// # By hand
 /// You can implement the traits without the derive macro, for example if serde stores something other than the struct's
@@ -84,7 +85,7 @@ pub trait Aggregate: Serialize + DeserializeOwned + Send + Sync {
 
     /// Whether the messages of one document keep their order, and whether a dead message blocks the later ones. The
     /// dispatcher and the rescuer don't know your Rust types, so a collection that isn't [`DeliveryOrder::Ordered`]
-    /// must also be named in their settings (keys `unordered` and `dead_blocks`).
+    /// must also be named in the settings of the dispatcher and the rescuer (keys `unordered` and `dead_blocks`).
     const ORDERING: DeliveryOrder = DeliveryOrder::Ordered;
 
     /// The fields that identify array elements, as pairs of the array's path and a field of its elements, such as
@@ -92,7 +93,7 @@ pub trait Aggregate: Serialize + DeserializeOwned + Send + Sync {
     ///
     /// A save that changes an array keeps the fields that the struct doesn't know in every element that it recognises.
     /// An element is recognised if all fields that the struct knows are unchanged, if the field that identifies it (by
-    /// default `_id` or `id`) has the same value, or if the element is in its old place between two recognised
+    /// default `_id` or `id`) has the same value, or if the element has its old index between two recognised
     /// neighbours. All other elements are written without their unknown fields; the dropped fields are counted
     /// (`outbox_unknown_fields_dropped_total`) and logged once for each path.
     const ELEMENT_KEYS: &'static [(&'static str, &'static str)] = &[];

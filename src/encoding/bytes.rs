@@ -13,7 +13,7 @@ const USUAL_BYTES: usize = 128;
 /// The number of the binary subtype of UUIDs.
 const UUID_SUBTYPE: u8 = 4;
 const UUID_BYTES: u8 = 16;
-/// With its length, of four bytes, and its subtype.
+/// The size of a UUID as a binary value: four bytes of length, one byte of subtype, and the bytes of the UUID.
 const UUID_VALUE_BYTES: usize = 4 + 1 + UUID_BYTES as usize;
 
 /// BSON's numbers for the types that this module distinguishes.
@@ -106,7 +106,7 @@ fn value_length(kind: u8, bytes: &[u8]) -> Option<usize> {
         0x05 => declared_length(bytes)?.checked_add(5),
         // DBPointer: a string and an ObjectId.
         0x0C => declared_length(bytes)?.checked_add(4 + 12),
-        // Document, array, JavaScript with scope: the length counts itself.
+        // Document, array, JavaScript with scope: the length includes the length field.
         0x03 | 0x04 | 0x0F => declared_length(bytes),
         // Regular expression: pattern and options, each up to a NUL.
         0x0B => {
@@ -259,7 +259,7 @@ impl List {
         self.length == 0
     }
 
-    /// Adds a value, with its index in place of its name.
+    /// Adds a value to the array. Its index in the array replaces the element's name.
     pub(crate) fn push(&mut self, element: Element<'_>) {
         let place = self.length.to_string();
         self.items.push(Element { name: place.as_bytes(), ..element });
@@ -293,7 +293,7 @@ impl List {
 
 /// A text as the value of an element: its length, which counts the NUL, and its bytes.
 fn text_value(text: &str) -> Vec<u8> {
-    // A text that MongoDB takes is far shorter than 2 GiB.
+    // A text that MongoDB accepts is far shorter than 2 GiB.
     let length = i32::try_from(text.len() + 1).unwrap_or(i32::MAX);
     [&length.to_le_bytes()[..], text.as_bytes(), &[0]].concat()
 }

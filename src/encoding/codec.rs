@@ -1,7 +1,7 @@
 //! Converts values to the bytes of a document, and back.
 //!
 //! Aggregates are converted directly to bytes, as in the driver's own `Collection<T>`, so that a type has the same BSON
-//! form here and in the driver (a `uuid::Uuid` is binary, not text). Messages have a different form, see
+//! form here and in the driver (a `uuid::Uuid` is binary, not text). Messages have a different form: see
 //! [`payload`](crate::encoding::payload).
 
 use base64::Engine;
@@ -44,7 +44,7 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError>
     driver_bson::decode(bytes).map_err(CodecError)
 }
 
-/// Encodes any value, a document or not.
+/// Encodes a value, which need not be a document.
 pub(crate) fn encode_value<T: Serialize + ?Sized>(value: &T) -> Result<Bson, CodecError> {
     #[derive(Serialize)]
     struct Wrapped<'a, T: ?Sized> {
@@ -58,7 +58,7 @@ pub(crate) fn encode_value<T: Serialize + ?Sized>(value: &T) -> Result<Bson, Cod
         .map_err(CodecError::new)
 }
 
-/// Decodes any value, a document or not.
+/// Decodes a value, which need not be a document.
 pub(crate) fn decode_value<T: DeserializeOwned>(value: &Bson) -> Result<T, CodecError> {
     #[derive(Deserialize)]
     struct Wrapped<T> {

@@ -2,7 +2,7 @@
 //!
 //! The `bson` crate offers these conversions too, but version 3 only with a feature that this crate cannot turn on,
 //! because it uses BSON as `mongodb::bson`. The implementations of `Serialize` and `Deserialize` in `bson` are always
-//! available, and handle the rare types here.
+//! available. This module uses them for the rare types.
 
 use mongodb::bson::{Bson, DateTime, Document};
 use serde_json::{Map, Value, json};

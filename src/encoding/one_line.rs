@@ -1,11 +1,11 @@
 //! Keeps a text on one line of a log.
 //!
 //! Readers of a text log treat each line as a record. A line feed in a document's `_id` or in an error text would allow
-//! any user who may insert documents to forge a record.
+//! any user with permission to insert documents to forge a record.
 
 use std::{borrow::Cow, fmt::Write as _};
 
-/// Which control characters are kept unescaped.
+/// The control characters that are not escaped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
     /// None.

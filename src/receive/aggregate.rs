@@ -4,8 +4,8 @@
 //! # Guarantees
 //! - A message is reported as applied, or as a repeat, only after the majority has the save that recorded the message: saves
 //!   wait for the majority, and the inbox is read with read concern majority.
-//! - A save without a clear answer is followed by a read. If the aggregate read has no record of the message, the message is
-//!   applied again. If the first save still takes effect later, the second save fails with a conflict.
+//! - A save without a clear answer is followed by a read. If the aggregate that was read has no record of the message,
+//!   the message is applied again. If the first save still takes effect later, the second save fails with a conflict.
 
 use std::{sync::Arc, time::Duration};
 

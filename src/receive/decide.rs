@@ -38,7 +38,7 @@ impl Handled {
         }
     }
 
-    /// The name of the failure, if the outcome is a failure.
+    /// The name of the failure in traces. `None` unless the outcome is a failure.
     pub(super) fn error_type(&self) -> Option<&'static str> {
         match self {
             Self::Applied(_) | Self::Repeated => None,
@@ -60,17 +60,17 @@ pub(super) struct InboxFigures {
 /// The earlier tries of a message.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Progress {
-    /// The number of failed tries in place, including the latest.
+    /// The number of failed tries since the receiver took the message, including the latest try.
     pub(super) tries: u32,
     /// The time since the first failed try.
     pub(super) tried_for: Duration,
     /// How many times the message has waited in the delay queue.
     pub(super) delays: u32,
-    /// Whether the message may be held in place for another try.
+    /// Whether the receiver may hold the message for another try.
     pub(super) room: RetryRoom,
 }
 
-/// Whether another message may be held in place for another try.
+/// Whether the receiver may hold another message that has failed, to try the message again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RetryRoom {
     Left,
@@ -103,7 +103,7 @@ impl DeadCause {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ReceiveStep {
     Acknowledge,
-    /// Try again in place after this pause; later messages of the key wait meanwhile.
+    /// Hold the message and try it again after this pause. Later messages of its key wait meanwhile.
     RetryAfter(Duration, String),
     /// Put the message into the delay queue.
     Delay(String),
@@ -141,7 +141,8 @@ pub(super) fn next_step(handled: Handled, progress: Progress, settings: &Receive
             } else if progress.delays < settings.delays {
                 ReceiveStep::Delay(reason)
             } else if in_time {
-                // A message is dead only after all of its delays, even if no more messages may be held in place.
+                // A message is dead only after all of its delays, even if the receiver may hold no more messages for
+                // another try.
                 ReceiveStep::RetryAfter(pause, reason)
             } else {
                 ReceiveStep::DeadLetter(DeadCause::AttemptsExhausted, reason)

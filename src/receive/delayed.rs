@@ -1,12 +1,14 @@
 //! Remembers which messages of each key wait in the delay queue, in order.
 //!
-//! While messages of a key wait there, only the first of them may be handled. Other messages of the key, including new ones,
-//! go to the delay queue too. The delay queue returns messages in the order in which they entered it, and each message keeps
-//! its place here, so the messages of a key are handled in the order in which they first arrived.
+//! While messages of a key wait in the delay queue, only the first of these messages may be handled. Other messages of
+//! the key, including new ones, go to the delay queue too. The delay queue returns messages in the order in which they
+//! entered it, and this module remembers each message's place in the order of its key. So the messages of a key are
+//! handled in the order in which they first arrived.
 //!
 //! # Caveats
-//! This is the memory of one process. A message that doesn't return, because another process took it, is forgotten after a
-//! while; then the next message becomes the first. If more than [`MOST`] messages wait, order is given up for the others.
+//! This is the memory of one process. A message that doesn't return, because another process took it, is forgotten
+//! after a while; then the next message becomes the first. If more than [`MOST`] messages wait, the order is given up
+//! for the messages beyond this number.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,7 +24,7 @@ pub(super) const MOST: usize = 10_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Turn {
     Handle,
-    /// Another message of the key waits in the delay queue, so this message must go there too.
+    /// Another message of the key waits in the delay queue, so this message must go to the delay queue too.
     Follow,
 }
 
@@ -63,7 +65,7 @@ impl DelayedMessages {
         }
     }
 
-    /// Notes that a message of this key goes to the delay queue, or goes there again.
+    /// Notes that a message of this key goes to the delay queue, for the first time or again.
     pub(super) fn delay(&mut self, key: &str, id: &str, now: Instant) -> Place {
         if let Some(queue) = self.keys.get_mut(key)
             && let Some(known) = queue.iter_mut().find(|known| known.id == id)

@@ -17,7 +17,7 @@ pub enum ReceiverEvent {
     Applied(MessageName),
     /// The aggregate had received the message before. The message was acknowledged.
     Repeated(MessageName),
-    /// The message failed, and is tried again in place.
+    /// The message failed. The receiver holds it and tries it again.
     Retried {
         /// The message that failed.
         message: MessageName,

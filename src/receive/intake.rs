@@ -1,7 +1,7 @@
 //! Decides how many messages to take from the queue, and counts the bytes of the messages that are held.
 //!
-//! RabbitMQ limits the number of messages that it sends, not their bytes. So the number is derived from the largest message
-//! seen lately. It is low at first, because the first messages may be large.
+//! RabbitMQ limits the number of messages that it sends, not their bytes. So the number is derived from the largest
+//! message of the last 10 to 20 seconds. The number is low at first, because the first messages may be large.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 /// The largest size is remembered for at least this long, and at most twice as long.
 const WINDOW: Duration = Duration::from_secs(10);
-/// As long as no sizes are known, a message is assumed to take the limit in bytes divided by this number.
+/// As long as no sizes are known, the assumed size of a message is the limit in bytes divided by this number.
 const FIRST_GUESS: usize = 32;
 
 /// The messages that are held, and the prefetch that follows from their sizes.
@@ -68,7 +68,7 @@ impl MessageIntake {
         }
     }
 
-    /// Counts that a message is no longer held.
+    /// Subtracts a message that is no longer held.
     pub(super) fn released(&self, bytes: usize) {
         self.messages_held.fetch_sub(1, Ordering::Relaxed);
         self.bytes_held.fetch_sub(bytes, Ordering::Relaxed);

@@ -1,8 +1,8 @@
 //! Handles messages of the same key one after another, in the order of their arrival. A message doesn't wait for messages of
 //! other keys.
 //!
-//! While a message is tried again in place, its key is blocked, and later messages of the key are held in memory. The
-//! number of messages held in this way is bounded, because they count towards the prefetch.
+//! While a failed message is held and tried again, its key is blocked, and later messages of the key are held in
+//! memory. The number of messages held in this way is bounded, because they count towards the prefetch.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -10,7 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::receive::decide::RetryRoom;
 
-/// The messages of each key, in the order of their arrival. `T` is a message.
+/// The messages of each key, in the order of their arrival. `T` is the type of a message.
 #[derive(Debug)]
 pub(super) struct KeyOrder<T> {
     most_held: usize,

@@ -37,8 +37,8 @@
 //!
 //! | outcome | the message |
 //! |---|---|
-//! | applied, or the aggregate had it | is acknowledged |
-//! | transient failure | is tried again in place with growing pauses, and later messages of its key wait; after a while it waits in the delay queue; after several delays it is dead |
+//! | applied, or the aggregate had received it before | is acknowledged |
+//! | transient failure | is held and tried again with growing pauses, while later messages of its key wait; after a while the message goes to the delay queue; after several delays it is dead |
 //! | permanent failure, undecodable | is dead at once |
 //! | something is unavailable | is tried again until it is available; meanwhile no other messages are taken, and no failure is counted |
 //! | unknown type | is dead, rejected or ignored, depending on the [setting](UnknownTypes) |

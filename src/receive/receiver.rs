@@ -154,8 +154,8 @@ impl RunningReceiver {
     }
 
     /// Takes no more messages. Waits up to four fifths of the grace period for the messages that are being handled, and
-    /// then abandons those that are unfinished. Messages that are not settled return to the queue. A silent broker
-    /// doesn't prolong the stop.
+    /// then abandons the unfinished ones. Messages that are not settled return to the queue. A silent broker doesn't
+    /// prolong the stop.
     pub async fn stop(mut self) {
         let grace = self.worker.settings().grace;
         let deadline = Instant::now() + grace;
@@ -192,8 +192,8 @@ impl Drop for RunningReceiver {
     }
 }
 
-/// Lets the consumer take as many messages as may be held, but none while something that messages need is unavailable. Runs
-/// until the receiver stops.
+/// Lets the consumer take as many messages as the receiver may hold, and no messages while something that a message
+/// needs is unavailable. Runs until the receiver stops.
 async fn open_and_close(consumer: Arc<Consumer>, worker: Arc<Worker>) {
     loop {
         match worker.unavailable() {

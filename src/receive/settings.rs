@@ -8,7 +8,7 @@ use crate::{
     deliver::MESSAGES_EXCHANGE,
 };
 
-/// What happens to a message whose type has no function in this receiver.
+/// What happens to a message for whose type this receiver has no function.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UnknownTypes {
@@ -18,20 +18,20 @@ pub enum UnknownTypes {
     /// The message is rejected. The queue's arguments decide what the broker does with it; no reason is added. If the
     /// receiver declared the queue, the broker moves the message to the dead-letter queue.
     Reject,
-    /// The message is acknowledged, and so removed from the queue, and counted. Use this if the queue's bindings select more
-    /// types than needed. A consumer can't leave a message in its queue: the message would count towards the prefetch, or
-    /// return at once.
+    /// The message is counted and acknowledged, which removes it from the queue. Use this setting if the queue's
+    /// bindings select more types than needed. A consumer can't leave a message in its queue: the message would count
+    /// towards the prefetch, or return at once.
     Ignore,
 }
 
-/// What happens to the later messages of a key while an earlier one waits in the delay queue.
+/// What happens to the later messages of a key while an earlier message waits in the delay queue.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DelayedOrder {
-    /// The later messages also go to the delay queue, and are handled after the earlier one.
+    /// The later messages also go to the delay queue, and are handled after the earlier message.
     #[default]
     Follow,
-    /// The later messages are handled before the earlier one.
+    /// The later messages are handled before the earlier message.
     GiveUp,
 }
 
@@ -39,7 +39,7 @@ pub enum DelayedOrder {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ReceiverSettings {
-    /// The queue. If the receiver declares it, it is a quorum queue.
+    /// The queue that messages are received from. If the receiver declares the queue, it is a quorum queue.
     pub queue: String,
     /// The queue of messages that can't be handled. Default: the queue's name with `.dead`.
     pub dead_letter_queue: String,
@@ -51,8 +51,8 @@ pub struct ReceiverSettings {
     pub bindings: Option<Vec<String>>,
     /// Whether the exchange, the three queues and the bindings are declared, verified, or left alone. Default: declared.
     pub topology: TopologyMode,
-    /// How many times the broker delivers a message without an answer, for example because the message kills its process,
-    /// before it dead-letters the message. Default: 20, as in RabbitMQ 4.
+    /// How many times the broker delivers a message without getting an answer, for example because the message kills
+    /// its process, before the broker dead-letters the message. Default: 20, as in RabbitMQ 4.
     pub delivery_limit: u32,
     /// Declares the queue for one consumer at a time, so that order holds across processes. Default: false.
     pub single_active_consumer: bool,
@@ -67,24 +67,27 @@ pub struct ReceiverSettings {
     pub concurrency: usize,
     /// The time limit for one call of a function. After it the call is aborted and counts as failed. Default: 60 s.
     pub time_limit: Duration,
-    /// Upper bound of the first pause before a message is tried again in place. The bound doubles with each try. Default: 100
-    /// ms.
+    /// Upper bound of the first pause before a message that the receiver holds is tried again. The bound doubles with
+    /// each try. Default: 100 ms.
     pub retry_min: Duration,
-    /// Upper bound of every pause before a message is tried again in place. Default: 5 s.
+    /// Upper bound of every pause before a message that the receiver holds is tried again. Default: 5 s.
     pub retry_max: Duration,
-    /// How long a message is tried in place before it is put into the delay queue. Default: 30 s.
+    /// How long the receiver holds a failing message and tries it again, before the message goes to the delay queue.
+    /// Default: 30 s.
     pub retry_within: Duration,
-    /// The maximum number of messages held in place: those that are tried again, and later messages of their keys. At this
-    /// number, a message that fails goes to the delay queue at once. Default: 128.
+    /// The maximum number of messages that the receiver holds because of failures: the failed messages that are tried
+    /// again, and later messages of their keys. While this many messages are held, another message that fails goes to
+    /// the delay queue at once. Default: 128.
     pub retry_held: usize,
     /// How long a message stays in the delay queue. Default: 1 min.
     pub delay: Duration,
     /// How many times a failing message is put into the delay queue before it is dead. Default: 10.
     pub delays: u32,
-    /// What happens to later messages of a key while an earlier one is delayed. Default: they follow it.
+    /// What happens to later messages of a key while an earlier one is delayed. Default: the later messages follow the
+    /// earlier one.
     pub delayed_order: DelayedOrder,
-    /// How many messages an aggregate's inbox remembers, and for how long. The time must cover all tries of a message.
-    /// Default: 256 messages, 7 days.
+    /// How many messages an aggregate's inbox remembers, and for how long. The inbox must remember a message longer
+    /// than all tries of the message take. Default: 256 messages, 7 days.
     pub inbox: InboxLimits,
     /// The maximum time that a stop takes. Messages that are being handled are finished, and the others return to the
     /// queue. Default: 25 s.

@@ -22,7 +22,7 @@ enum Copied {
     Confirmed,
     /// The copy can never be published.
     Refused(String),
-    /// The receiver stops, or the broker delivers the message again anyway.
+    /// The receiver stops, or the broker will deliver the message again.
     GivenUp,
 }
 

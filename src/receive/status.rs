@@ -28,11 +28,12 @@ pub struct ReceiverSnapshot {
     pub consumer: Option<String>,
     /// The state of the publisher of dead and delayed messages, as a sentence; `None` before the start.
     pub publisher: Option<String>,
-    /// The number of messages taken and not settled.
+    /// The number of messages that are taken and not settled yet.
     pub held: usize,
     /// The total size, in bytes, of the bodies of messages taken and not settled.
     pub held_bytes: usize,
-    /// The number of messages held in place: those that are tried again, and later messages of their keys.
+    /// The number of messages held because of failures: the failed messages that are tried again, and later messages of
+    /// their keys.
     pub retried: usize,
     /// The number of messages being handled.
     pub in_flight: usize,

@@ -51,7 +51,7 @@ pub(crate) struct Worker {
     repeats: Repeats,
     last_error: Mutex<Option<LastError>>,
     links: OnceLock<Links>,
-    /// When cancelled, no message is taken, and none is tried again.
+    /// When cancelled, the receiver takes no more messages and tries no failed message again.
     stop: CancellationToken,
     /// When cancelled, messages that are being handled are abandoned.
     abandon: CancellationToken,
@@ -204,7 +204,7 @@ impl Worker {
         let mut next = Some(first);
         while let Some(taken) = next {
             let name = taken.name.clone();
-            // An abandoned message is delivered again.
+            // The broker delivers an abandoned message again.
             if self.abandon.run_until_cancelled(self.settle(taken)).await.is_none() {
                 self.announce(ReceiverEvent::Returned(name));
             }
@@ -316,7 +316,7 @@ impl Worker {
     }
 }
 
-/// The failed tries in place of one message.
+/// The failed tries of one message since the receiver took the message.
 struct Failures {
     tries: u32,
     first: Instant,

@@ -3,10 +3,10 @@
 /// Number of wrong assumptions after which the pause between assumptions stops growing.
 const MOST_WRONG: u32 = 6;
 
-/// Decides whether a save may assume that the outbox is empty even though entries were counted in it. Entries that this
-/// aggregate's own saves wrote are usually delivered and cleared soon after. The save's filter verifies the assumption.
-/// A wrong assumption costs two extra round trips, so each wrong assumption doubles the number of later saves that
-/// don't assume an empty outbox.
+/// Decides whether a save may assume that the outbox is empty, although entries were counted in the outbox. Entries
+/// that this aggregate's own saves wrote are usually delivered and cleared soon after. The save's filter verifies the
+/// assumption. A wrong assumption costs two extra round trips, so each wrong assumption doubles the number of later
+/// saves that don't assume an empty outbox.
 #[derive(Debug, Default)]
 pub(super) struct Assumption {
     /// Number of counted entries that this process has begun to deliver.
@@ -28,7 +28,7 @@ impl Assumption {
         true
     }
 
-    /// Adds to the number of counted entries that this process has begun to deliver.
+    /// Notes that this process has begun to deliver this many more of the counted entries.
     pub(super) fn has_dispatched(&mut self, entries: usize) {
         self.dispatched += entries;
     }

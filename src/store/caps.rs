@@ -202,7 +202,7 @@ pub(super) mod tests {
         })
     }
 
-    /// One value of most types.
+    /// A document with one value of each of most BSON types.
     pub(crate) fn many_values() -> Document {
         let items: Vec<Bson> = (0..120).map(Bson::Int32).collect();
         doc! {

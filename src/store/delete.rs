@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl<T: Aggregate> Store<T> {
-    /// Deletes an aggregate that no one else has changed and that has no undelivered messages.
+    /// Deletes an aggregate that has no undelivered messages and whose document no one has saved since the load.
     ///
     /// # Errors
     /// [`Error`], if the aggregate was not deleted.

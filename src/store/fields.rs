@@ -80,8 +80,8 @@ pub(super) fn changes(
 
     for removed in bytes::elements(before).filter(|element| was.contains_key(element.name)) {
         let name = text(removed.name)?;
-        // A flattened map may have picked up the library's own fields. If they are removed from the map, the stored
-        // fields stay.
+        // A flattened map may have picked up the library's own fields. If the aggregate removes them from the map, the
+        // stored fields stay.
         if !RESERVED.contains(&name) {
             changes.unset.push(addressable(removed.name)?.to_owned());
         }

@@ -47,8 +47,8 @@ struct Named<'a, I> {
     id: &'a I,
 }
 
-/// Checks the `_id` in an aggregate's encoding against its `id()`. Returns the form of that `_id`: zero for the id's
-/// own encoding, otherwise one plus its index in the [other forms](other_forms).
+/// Checks the `_id` in an aggregate's encoding against its `id()`. Returns the number of the form in which the `_id` is
+/// encoded: zero for the id's own encoding, otherwise one plus the form's index in the [other forms](other_forms).
 ///
 /// # Errors
 /// [`Error::NoId`] and [`Error::IdMismatch`].

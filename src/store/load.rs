@@ -58,7 +58,7 @@ impl<T: Aggregate> Store<T> {
         self.load_other(&own, &others, any, 0).await
     }
 
-    /// Loads an aggregate whose id field has another encoding than the id's own.
+    /// Loads an aggregate whose field `_id` is not encoded in the id type's own form.
     async fn load_other(
         &self,
         own: &Bson,

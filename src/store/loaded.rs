@@ -104,7 +104,7 @@ impl<T: Aggregate> Loaded<T> {
     }
 
     /// Returns the fields that a save of the current aggregate writes. If there is any change, fields that were read
-    /// under another name also move to their current name.
+    /// under another name are also moved to their current name.
     pub(super) fn changes(&self, now: &RawDocument) -> Result<Changes, Error> {
         let mut changes = changes(&self.baseline, now, &self.differences.unknown, T::ELEMENT_KEYS)?;
         if changes.is_empty() || self.differences.renamed.is_empty() {

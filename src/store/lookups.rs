@@ -56,8 +56,8 @@ impl<T: Aggregate> Store<T> {
         Ok(found.is_some())
     }
 
-    /// Finds out why a save's filter didn't match. Reads the latest state, because the state that the majority has may
-    /// be older.
+    /// Finds out why a save's filter didn't match. Reads the server's latest state, because the majority may still have
+    /// an older state.
     pub(super) async fn look_again(&self, loaded: &Loaded<T>) -> Result<Found, Error> {
         let found = self.find(&loaded.document, Some(doc! { ETAG: 1 }), ReadConcern::local()).await?;
         let Some(raw) = found else { return Ok(Found::Gone) };

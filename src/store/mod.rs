@@ -3,8 +3,8 @@
 //! # Flow
 //! A save is one update of one document: the changed top-level fields, a fresh `etag`, and the new entries appended to
 //! the outbox. The update's filter requires the `etag` that the aggregate was loaded with, so no concurrent change is
-//! lost. The update leaves stored entries alone, so no message is lost either; it removes only entries that this
-//! process has already delivered. The steps of a save are in `save.rs`.
+//! lost. The update removes only entries that this process has already delivered, so no message is lost either. The
+//! steps of a save are in `save.rs`.
 //!
 //! # Guarantees
 //! - A message exists if and only if the save that sent it is committed by the majority.
@@ -69,7 +69,7 @@ pub struct Store<T> {
     inline: InlineDispatcher,
     caps: Caps,
     shard_key: Vec<String>,
-    /// The form of the most recently seen `_id`.
+    /// The number of the form in which the most recently seen `_id` was encoded.
     form: Arc<AtomicUsize>,
     aggregate: PhantomData<fn() -> T>,
 }

@@ -29,8 +29,8 @@ pub enum Saved {
     /// The save was written and acknowledged by the majority. The aggregate now counts as freshly loaded, so it can be
     /// changed and saved again.
     Applied(Receipt),
-    /// Nothing was written, because another process saved the document in the meantime. Load it again and repeat the
-    /// decision, or use `update`.
+    /// Nothing was written, because another process saved the document after the load. Load the document again and
+    /// repeat the decision, or use `update`.
     Conflict,
     /// Nothing was written, because the document was deleted.
     Gone,
@@ -149,15 +149,15 @@ pub struct Updated<T, R> {
 pub enum Deleted {
     /// The document was deleted.
     Done,
-    /// The document was not deleted, because another process saved it in the meantime. Load it again and repeat the
-    /// decision.
+    /// The document was not deleted, because another process saved it after the load. Load the document again and
+    /// repeat the decision.
     Conflict,
     /// The document did not exist any more.
     Gone,
     /// The document was not deleted, because its outbox still has messages. Wait until they are delivered, and handle
     /// the dead ones.
     Undelivered,
-    /// No clear answer arrived, so the document may have been deleted. Load it to find out.
+    /// No clear answer arrived, so the document may have been deleted. Load the document to find out.
     Unknown(DriverError),
 }
 

@@ -1,5 +1,5 @@
-//! Prepares a save's messages. Each message is turned into an [`Entry`] and encoded once, and that entry is also what
-//! is delivered.
+//! Prepares a save's messages. Each message becomes an [`Entry`], which is encoded once. Inline delivery delivers the
+//! same entry.
 
 use std::collections::BTreeMap;
 
@@ -142,8 +142,8 @@ impl<T: Aggregate> Store<T> {
         Ok(Draft { entry, due: message.due, bytes })
     }
 
-    /// Adds the dates to the entries and encodes them. Takes one of the inline dispatcher's seats if a seat is free,
-    /// and adds a claim if the outbox may be empty.
+    /// Adds the dates to the entries and encodes them. Takes a seat of the inline dispatcher (the right to deliver one
+    /// save's messages) if a seat is free. Adds a claim if the outbox may be empty.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if the server must be asked for its time and can't be reached, and [`Error::Encode`].
@@ -171,8 +171,8 @@ impl<T: Aggregate> Store<T> {
         Prepared::of(document, drafts, now, seat, claim)
     }
 
-    /// Adds the dates to entries that the caller will write, and encodes them. Such entries get no claim, and no seat
-    /// of the inline dispatcher is taken for them.
+    /// Adds the dates to entries that the caller will write, and encodes them. These entries get no claim, and this
+    /// call takes no seat of the inline dispatcher for them.
     ///
     /// # Errors
     /// The same errors as [`prepare`](Self::prepare).
@@ -185,7 +185,7 @@ impl<T: Aggregate> Store<T> {
         Prepared::of(document, drafts, now, Err(Dispatch::Nothing), None)
     }
 
-    /// Hands the messages of a written save to the inline dispatcher, if they have a seat.
+    /// Hands the messages of a written save to the inline dispatcher, if a seat was taken for the save.
     pub(super) async fn dispatch(&self, document: &DocumentRef, prepared: Prepared) -> Receipt {
         let Prepared { entries, due, seat, claim, .. } = prepared;
         self.inline.metrics().sent(entries.len());

@@ -3,8 +3,8 @@
 //! # Flow
 //! 1. *diff* finds the changes since the load and checks the sent messages against the caps.
 //! 2. *admit* checks that the save fits into the document. It asks the server at most once.
-//! 3. *prepare* turns the messages into dated and encoded entries, with a seat in the inline dispatcher and a claim if
-//!    they can be delivered at once.
+//! 3. *prepare* turns the messages into dated and encoded entries, and takes a seat of the inline dispatcher for them.
+//!    Messages that can be delivered at once get a claim.
 //! 4. *write* writes the save, trying the strictest [condition](super::write::Condition) first.
 //! 5. *dispatch* hands the entries to the inline dispatcher.
 //!

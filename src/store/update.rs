@@ -15,8 +15,8 @@ use crate::{aggregate::Aggregate, stored::document_ref::DocumentRef};
 
 /// Number of attempts that [`Store::update`] makes before it gives up on a document that other writers keep changing.
 const TRIES: u32 = 32;
-/// After this many attempts the pause stops growing. The longest pause is a quarter of a second, because the other save
-/// may wait that long for its majority.
+/// After this many attempts the pause stops growing. The longest pause is a quarter of a second, because another
+/// process's save may wait that long for the majority.
 const LONGEST_AFTER: u32 = 7;
 
 impl<T: Aggregate> Store<T> {
@@ -44,7 +44,7 @@ impl<T: Aggregate> Store<T> {
         }
     }
 
-    /// Like [`update`](Store::update), but the closure can return an error; in that case the aggregate is not saved.
+    /// Like [`update`](Store::update), but the closure can return an error; in this case the aggregate is not saved.
     ///
     /// # Errors
     /// The outer error is the store's, the inner one the closure's: `orders.try_update(&id, Order::pay).await??`.
@@ -90,7 +90,7 @@ impl<T: Aggregate> Store<T> {
     /// # }
     /// ```
     ///
-    /// The closure may run several times, and its other effects are repeated with it.
+    /// The closure may run several times, and any effects that it has outside the aggregate are then repeated.
     ///
     /// # Errors
     /// The outer error is the store's, the inner one the closure's.

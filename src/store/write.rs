@@ -6,7 +6,7 @@
 //! EmptyOrHoldsOnly(clear) ──┘
 //! ```
 //!
-//! If the update's filter doesn't match, the etag is read once; if it has changed, the save is a conflict.
+//! If the update's filter doesn't match, the stored etag is read once. If the etag has changed, the save is a conflict.
 
 use mongodb::{
     bson::{Document, RawDocument, RawDocumentBuf, doc},
@@ -46,8 +46,8 @@ pub(super) enum Condition {
     /// The outbox has only entries that were delivered under one claim. The save removes those entries and writes its
     /// own with a claim.
     HoldsOnly(Taken),
-    /// The outbox is empty, or has exactly the entries of a clear that is in progress and may arrive before or after
-    /// this save. The save writes its entries with a claim.
+    /// The outbox is empty, or has exactly the entries of a clear that is in progress and that the server may execute
+    /// before or after this save. The save writes its entries with a claim.
     EmptyOrHoldsOnly(OvertakenClear),
     /// The outbox is empty. The save writes its entries with a claim.
     EmptyOutbox,
@@ -56,7 +56,7 @@ pub(super) enum Condition {
 }
 
 impl Condition {
-    /// Records that the save under this condition was certainly not written.
+    /// Records that the save's attempt with this condition has certainly written nothing.
     fn was_not_written(&self) {
         if let Self::EmptyOrHoldsOnly(clear) = self {
             clear.missed();
@@ -217,8 +217,8 @@ pub(super) fn filter_of<T>(loaded: &Loaded<T>, condition: &Condition) -> Result<
             filter.extend(&holds_only);
         }
         Condition::EmptyOrHoldsOnly(clear) => {
-            // Require an empty array, and not merely an absent first entry, so that a foreign value in place of the
-            // outbox is not overwritten.
+            // Require an empty array, and not merely an absent first entry, so that a field `outbox` that is not an
+            // array is not overwritten.
             let either = doc! { "$or": [{ OUTBOX: { "$size": 0 } }, holds_only(clear.delivered())] };
             filter.extend(&codec::encode(&either).map_err(Error::of_encoding)?);
         }

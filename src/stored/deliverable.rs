@@ -4,9 +4,9 @@
 //! cannot disagree on the order of a document's messages.
 //!
 //! The function reads the array in order and skips elements that are dead, malformed, or scheduled and not yet due. In
-//! an ordered document it stops at the first entry that waits for a retry, has another claim, or is for another
-//! deliverer, because later entries must not overtake that entry. If dead entries block, it also stops at a dead entry.
-//! In an unordered document it never stops.
+//! an ordered document it stops at the first entry that waits for a retry, is claimed by another process, or must be
+//! delivered by another deliverer, because later entries must not overtake such an entry. If dead entries block, it
+//! also stops at a dead entry. In an unordered document it never stops.
 
 use std::fmt;
 
@@ -26,9 +26,10 @@ pub enum DeliveryOrder {
     Unordered,
 }
 
-/// An entry with at least this many crashed claims is claimed alone, so that its neighbours don't die with it.
+/// An entry that was claimed at least this many times without an outcome is claimed alone, so that a crash that it
+/// causes doesn't count against other entries.
 pub(crate) const CLAIMED_ALONE_AT: i64 = 5;
-/// The number of crashed claims at which an entry is dead.
+/// An entry that was claimed this many times without an outcome is marked dead.
 pub(crate) const CRASHED_AT: i64 = 8;
 
 /// The parameters of the decision.
@@ -36,11 +37,11 @@ pub(crate) const CRASHED_AT: i64 = 8;
 pub struct Rules<'a> {
     /// The server's time.
     pub now: DateTime,
-    /// Whether the document keeps its order.
+    /// Whether the messages of the document keep their order.
     pub ordering: DeliveryOrder,
     /// Maximum number of entries in one claim.
     pub limit: usize,
-    /// Whether the calling deliverer can serve an entry with this `via`.
+    /// Whether the calling deliverer can deliver an entry whose field `via` has this value.
     pub serves: &'a (dyn Fn(Option<&str>) -> bool + Sync),
 }
 
@@ -63,7 +64,7 @@ pub enum Hold {
     Retrying(DateTime),
     /// The head is scheduled for this time.
     Scheduled(DateTime),
-    /// The head is for another deliverer.
+    /// The head must be delivered by another deliverer.
     NotMine,
     /// The head is dead, and this document's dead entries block the later ones.
     Dead,
@@ -81,7 +82,7 @@ pub struct Deliverable<'a> {
     /// Why the first entry that is not deliverable is blocked. Scheduled entries don't block others, so the earliest
     /// scheduled entry is reported only if no other entry is blocked.
     pub held: Option<Hold>,
-    /// Number of entries that the calling deliverer cannot serve.
+    /// Number of entries that the calling deliverer cannot deliver.
     pub not_mine: usize,
     /// Number of malformed elements.
     pub unreadable: usize,
@@ -143,7 +144,7 @@ pub fn deliverable<'a>(slots: &'a [Slot], rules: Rules<'_>) -> Deliverable<'a> {
 }
 
 /// Records why entries are blocked. The first reason is kept, except that [`Hold::Scheduled`] is replaced by any other
-/// reason and by an earlier time.
+/// reason, or by [`Hold::Scheduled`] with an earlier time.
 fn note(held: &mut Option<Hold>, hold: Hold) {
     let gives_way = match (*held, hold) {
         (Some(Hold::Scheduled(known)), Hold::Scheduled(at)) => at < known,
@@ -159,7 +160,7 @@ fn note(held: &mut Option<Hold>, hold: Hold) {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
     MayFollow,
-    /// Later entries wait, because they must not overtake this one or because the claim is full.
+    /// Later entries wait, because they must not overtake this entry or because the claim is full.
     Waits,
 }
 
@@ -191,8 +192,8 @@ pub fn hold(entry: &Entry, now: DateTime) -> Option<Hold> {
     match (&entry.claimed_by, entry.attempts) {
         (Some(_), _) => Some(Hold::Claimed(at)),
         (None, 1..) => Some(Hold::Retrying(at)),
-        // The entry was due when it was sent, by a clock that is ahead of this one. It must not be skipped as
-        // scheduled, because later entries would overtake it.
+        // When the entry was sent, it was already due by a clock that is ahead of the clock of `now`. The entry must
+        // not be skipped as scheduled, because later entries would overtake it.
         (None, _) if entry.created_at.is_some_and(|created_at| at <= created_at) => None,
         (None, _) => Some(Hold::Scheduled(at)),
     }

@@ -139,7 +139,7 @@ impl DocumentRef {
         self.select_bytes(&codec::encode(&further).unwrap_or_default())
     }
 
-    /// The same in bytes, for a command.
+    /// Returns the filter of [`select`](Self::select) for a command, with the key and the conditions as bytes.
     pub(crate) fn select_bytes(&self, further: &RawDocument) -> Filter {
         let mut filter = Builder::new();
         filter.extend(&self.filter_bytes());
@@ -147,8 +147,8 @@ impl DocumentRef {
         Filter::Bytes(filter.build())
     }
 
-    /// Returns the `_id` for use in a list of a filter. Returns `None` if a query would interpret it as an expression,
-    /// or if the `_id` alone doesn't identify the document.
+    /// Returns the `_id` for use in a filter's list (`$in`). Returns `None` if a query would interpret the `_id` as an
+    /// expression, or if the `_id` alone doesn't identify the document.
     pub(crate) fn listable_id(&self) -> Option<Bson> {
         let mut key = self.plain_key().filter(|key| key.len() == 1)?;
         key.remove(ID)
@@ -171,7 +171,7 @@ impl DocumentRef {
     /// Sixteen bytes of the generic binary subtype are also treated as a UUID, because serde writes a UUID to BSON in
     /// this form.
     pub fn subject(&self) -> String {
-        // As most have it: read where it stands, nothing else of the key decoded.
+        // Most `_id`s are strings. Such an `_id` is read without decoding the rest of the key.
         if let Ok(Some(RawBsonRef::String(text))) = self.key.get(ID) {
             return text.to_owned();
         }

@@ -1,7 +1,7 @@
 //! Reads the entries of an outbox as they are stored in the document, without trusting their form.
 //!
 //! A stored array can contain anything, because of another program's bug, a hand edit, or an older format. So reading
-//! an outbox never fails or panics. Each element becomes an [`Entry`] or, with the reason, an [`Unreadable`]. A
+//! an outbox never fails or panics. Each element becomes an [`Entry`], or an [`Unreadable`] that contains the reason. A
 //! malformed element is neither delivered nor deleted, and never blocks its neighbours. A message that was pushed twice
 //! counts as one message: the first element is used, and the writes that claim and clear the message by id also apply
 //! to its other elements.
@@ -32,14 +32,14 @@ pub struct Entry {
     pub payload: Bson,
     /// The headers that are sent with the message.
     pub headers: BTreeMap<String, String>,
-    /// The deliverer. Absent means the broker; `handlers` means the application's handlers.
+    /// Where the message is delivered. Absent means the broker; `handlers` means the application's handlers.
     pub via: Option<String>,
     /// The server time at which the message was sent.
     pub created_at: Option<DateTime>,
     /// The server time before which only the claim's holder may deliver the message. Absent means that the message is
     /// due at once.
     pub available_at: Option<DateTime>,
-    /// The value of the claim, which lasts until `available_at`.
+    /// The text that identifies the claim. The claim lasts until `available_at`.
     pub claimed_by: Option<String>,
     /// Number of failed deliveries so far.
     pub attempts: i64,
@@ -58,7 +58,8 @@ pub struct Entry {
 pub struct Dead {
     /// The server time at which the entry died.
     pub at: DateTime,
-    /// `attempts_exhausted`, `permanent`, `crashed` or `operator`. Other writers may store any text, which is kept.
+    /// The reason: `attempts_exhausted`, `permanent`, `crashed` or `operator`. A reader accepts and keeps any other
+    /// text.
     pub reason: String,
 }
 
@@ -70,7 +71,7 @@ pub enum DeadReason {
     AttemptsExhausted,
     /// A delivery reported that it can never succeed.
     Permanent,
-    /// The processes that claimed the entry kept dying without an outcome.
+    /// The entry was claimed several times, and each time the process died before it recorded an outcome.
     Crashed,
     /// An operator marked the entry dead.
     Operator,
@@ -228,8 +229,8 @@ fn slots(elements: &[Bson], damaged: &BTreeMap<usize, String>) -> Vec<Slot> {
         }
     }
 
-    // If a message was pushed again, use the first element. If the contents differ, it is unknown which element is
-    // right.
+    // If several elements are the same message, use the first of them. If their contents differ, it is unknown which
+    // element is right.
     let mut slots = Vec::with_capacity(entries.len());
     for (index, entry) in entries.into_iter().enumerate() {
         let reason = match entry {
@@ -248,8 +249,8 @@ fn slots(elements: &[Bson], damaged: &BTreeMap<usize, String>) -> Vec<Slot> {
     slots
 }
 
-/// Whether the elements at these places are the same message. A message is pushed again if a write is repeated after an
-/// error, or if an outbox is copied. The time of sending and the delivery state are not compared.
+/// Whether the elements at these indexes are the same message. A message is pushed again if a write is repeated after
+/// an error, or if an outbox is copied. The time of sending and the delivery state are not compared.
 fn is_one_message(places: &[usize], entries: &[Result<Entry, String>]) -> bool {
     let mut contents = places.iter().map(|place| entries[*place].as_ref().ok().and_then(content));
     let Some(Some(first)) = contents.next() else {

@@ -22,7 +22,8 @@ impl From<Document> for Filter {
     }
 }
 
-/// Adds the condition that one element of the key is equal, even if its value has a special meaning in queries.
+/// Adds the condition that the document's field with the element's name has the element's value, even if that value has
+/// a special meaning in queries.
 pub(crate) fn push_equal(filter: &mut Builder, element: Element<'_>) {
     if !matches!(element.kind, kind::DOCUMENT | kind::REGULAR_EXPRESSION) {
         filter.push(element);

@@ -6,7 +6,8 @@
 //!
 //! # Guarantees
 //! - A task that waits for memory has none reserved, so two tasks can't wait for each other.
-//! - An outbox that is larger than the whole budget is still processed, with no other at the same time.
+//! - An outbox that is larger than the whole budget is still processed, but no other outbox is processed at the same
+//!   time.
 //!
 //! # Caveats
 //! The size in memory is only estimated from the stored size. Allocators keep more memory than is in use, and a process
@@ -27,7 +28,7 @@ const UNIT: usize = 1 << 10;
 const VALUE: usize = 160;
 /// Number of copies of a message during its delivery: the envelope, the body, and the copy in flight to the broker.
 const COPIES: usize = 3;
-/// The values of a document up to this size are not counted; such a document is assumed to consist of small values.
+/// In a document up to this size, the values are not counted; the document is assumed to consist of small values.
 const SMALL: usize = 4 << 10;
 
 /// The memory budget. Clones share the same budget.
@@ -49,8 +50,8 @@ impl Memory {
         Self { units, free: Arc::new(Semaphore::new(usize::try_from(units).unwrap_or(1))) }
     }
 
-    /// Waits until this many bytes, at most the whole budget, can be reserved. The caller must not have a reservation
-    /// already.
+    /// Reserves this many bytes, but at most the whole budget. Waits until they are free. The caller must not have a
+    /// reservation already.
     pub(crate) async fn reserve(&self, bytes: usize) -> Room {
         let units = units(bytes).min(self.units);
         // An error would mean that the semaphore was closed, which never happens.
@@ -75,7 +76,7 @@ impl Room {
         units(bytes) <= self.units()
     }
 
-    /// Splits off this many bytes, at most all of them, as a separate reservation.
+    /// Splits off this many bytes, or all bytes if there are fewer, as a separate reservation.
     pub(crate) fn split(&mut self, bytes: usize) -> Self {
         let units = units(bytes).min(self.units());
         let units = usize::try_from(units).unwrap_or(usize::MAX);
@@ -95,8 +96,8 @@ fn units(bytes: usize) -> u32 {
 /// Maximum budget, 1 TiB. This is far below the limit of a semaphore.
 const MOST_UNITS: u32 = 1 << 30;
 
-/// Estimates the memory for the outbox of this document: its bytes and its values, twice, because the messages in
-/// delivery need the same amount.
+/// Estimates the memory for the outbox of this document: twice the size of its bytes and values, because the messages
+/// in delivery need the same amount.
 pub(crate) fn weight_of(document: &RawDocument) -> usize {
     let bytes = document.as_bytes().len();
     let values = if bytes <= SMALL { bytes / 16 } else { values_of(document) };

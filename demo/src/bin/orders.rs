@@ -1,9 +1,9 @@
-//! The order application of `scripts/demo`. It makes at least a thousand saves, each with messages, and may be killed
-//! at any moment.
+//! The order application of `scripts/demo`. It makes at least a thousand saves, each with messages, and is built to
+//! survive being killed at any moment.
 //!
 //! Every order is placed, paid, packed and shipped. Each of these four steps is one save that sends one or two messages
-//! and also stores their ids in the field `sent`. Messages leave the outbox after delivery, but these ids stay, so that
-//! a later check can find messages that should have arrived.
+//! and also stores their ids in the field `sent`. Messages leave the outbox after delivery, but the ids in `sent` stay,
+//! so that a later check can find messages that should have arrived.
 //!
 //! If started again, the application continues with the orders in the database. It reports its work as lines of JSON.
 
@@ -124,7 +124,7 @@ impl Order {
 
 // --- the work --------------------------------------------------------------------------------------------------------
 
-/// Orders come in bursts, about this many bursts per second.
+/// The application changes orders in bursts, about this many bursts per second.
 const BURSTS_A_SECOND: usize = 4;
 const SAVES_OF_AN_ORDER: usize = 4;
 /// Number of times that a save without a clear answer is checked.

@@ -254,7 +254,7 @@ impl Received {
     }
 
     async fn wait(&self, count: usize) {
-        // The sender lives as long as this program.
+        // The wait can't fail, because the channel's sender lives as long as this program.
         let _ = self.received.subscribe().wait_for(|received| received.len() >= count).await;
     }
 

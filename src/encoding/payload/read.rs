@@ -173,7 +173,7 @@ fn extended<'de, V: Visitor<'de>>(value: &Bson, visitor: V) -> Result<V::Value, 
     json.deserialize_any(visitor).map_err(CodecError::new)
 }
 
-/// A field name. It may be the key of a map, written as text for a number or a boolean.
+/// A field name or the key of a map. A key that is a number or a boolean is stored as text.
 #[derive(Debug, Clone, Copy)]
 struct FieldName<'a>(&'a str);
 

@@ -7,19 +7,20 @@
 //!    elements that have moved;
 //! 2. elements whose keys have the same value, if that value is unique; the key is the declared field, or `_id` or `id`
 //!    if no field is declared;
-//! 3. elements in the same place, if the arrays have equal length, both neighbours are recognised in their places, and
-//!    the keys don't differ.
+//! 3. elements with the same index, if the arrays have equal length, both neighbours are recognised at unchanged
+//!    indexes, and the keys don't differ.
 //!
 //! # Caveats
-//! The equal head and tail of both arrays are set aside first. For the rest, the longest common subsequence takes time
-//! and memory in proportion to the product of the two lengths. Above a limit this step is skipped, and equal elements
-//! are matched in the order in which they occur. The result differs only if several elements are equal to each other.
+//! Equal elements at the beginning and at the end of both arrays are matched first. For the remaining elements, the
+//! longest common subsequence takes time and memory in proportion to the product of the two lengths. Above a limit this
+//! step is skipped, and equal elements are matched in the order in which they occur. The result differs only if several
+//! elements are equal to each other.
 
 use std::collections::{HashMap, VecDeque};
 
 use mongodb::bson::{RawBsonRef, RawDocument};
 
-/// The fields that identify elements if no key is declared; the first one that an element has is used.
+/// The fields that identify elements if no key is declared. The first of these fields that an element has is used.
 const USUAL_KEYS: [&str; 2] = ["_id", "id"];
 
 /// Maximum number of pairs that the longest common subsequence may compare.
@@ -153,7 +154,7 @@ impl Recognised {
         self.moved_ones(before, now);
     }
 
-    /// Matches equal elements at any place, in order.
+    /// Matches the remaining equal elements in their order, even if their indexes differ.
     fn moved_ones(&mut self, before: &[usize], now: &[usize]) {
         let (rest_before, rest_now) = self.rest();
         let mut places: HashMap<usize, VecDeque<usize>> = HashMap::new();
@@ -208,7 +209,7 @@ impl Recognised {
         now: &[RawBsonRef<'_>],
         declared: Option<&str>,
     ) {
-        // The ends of the array count as unmoved neighbours.
+        // The ends of the array count as neighbours that haven't moved.
         let mut in_place = vec![true; now.len() + 2];
         for place in 0..now.len() {
             in_place[place + 1] = self.now[place] == Some(place);
@@ -369,7 +370,7 @@ mod tests {
             let before = [doc! { name: 1, "n": 1 }, doc! { name: 2, "n": 2 }];
             let now = [doc! { name: 2, "n": 5 }, doc! { name: 1, "n": 6 }];
             assert_eq!(found(&before, &now, None), [Some(1), Some(0)], "{name}");
-            // A different id in the same place is a different element.
+            // An element with a different id at the same index is a different element.
             assert_eq!(found(&before[..1], &now[..1], None), [None], "{name}");
         }
     }

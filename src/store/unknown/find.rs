@@ -16,8 +16,8 @@ use crate::encoding::{codec::CodecError, raw};
 pub(super) struct Search {
     /// Paths of stored fields that the struct has read under another name. Such fields aren't unknown.
     pub(super) renamed: BTreeSet<String>,
-    /// Paths of unknown fields at the same level as a struct field that isn't stored. The struct may have read the
-    /// unknown field as that field.
+    /// Paths of unknown fields at the same level as a struct field that isn't stored. The unknown field may be the
+    /// struct field under another name, such as a serde alias.
     pub(super) candidates: BTreeSet<String>,
 }
 

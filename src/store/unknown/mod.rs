@@ -2,7 +2,7 @@
 //!
 //! A save sets whole top-level fields. Unknown top-level fields need no care, because no save touches them. Unknown
 //! fields inside a field that is set are restored: a sub-document gets its unknown fields back at their paths, and each
-//! recognised array element gets back its own.
+//! recognised array element gets its own unknown fields back.
 //!
 //! # Flow
 //! A load [finds](find) the unknown fields, apart from fields that were [renamed]. A save [carries](carry) them over
@@ -27,7 +27,7 @@ pub(super) enum Unknown {
     Field(Bson),
     /// A sub-document with unknown parts, by the names of its fields.
     Fields(BTreeMap<String, Unknown>),
-    /// An array with unknown parts, by the place of the element in the array as the struct writes it.
+    /// An array with unknown parts, by the index of their element in the array that the struct writes.
     Elements {
         elements: BTreeMap<usize, Unknown>,
         /// Number of elements that the struct has left out.

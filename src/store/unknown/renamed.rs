@@ -23,8 +23,8 @@ use crate::{
     stored::entry::{ETAG, OUTBOX},
 };
 
-/// If there are more candidates than this, as in a map of structs, candidates with the same last path segment are tried
-/// together.
+/// If there are more candidates than this, for example in a map of structs, candidates with the same last path segment
+/// are tried together.
 const MOST_TRIALS: usize = 32;
 
 /// The differences between a stored document and what its struct writes: fields that the struct doesn't know, and
