@@ -60,7 +60,7 @@ impl fmt::Display for State {
     }
 }
 
-/// The place where a supervisor posts its state. Others can watch it, and each change is logged once.
+/// The place where a supervisor posts its state. Others can watch the state, and each change of it is logged once.
 pub(super) struct Board {
     name: String,
     sender: watch::Sender<State>,

@@ -37,7 +37,8 @@ pub(super) trait Supervised {
     /// Serves one connection until it is lost or not needed any more.
     async fn serve(&mut self, link: &mut Link) -> End;
 
-    /// Runs `work` while there is no connection to serve. Returns `None` if asked to end before `work` is done.
+    /// Runs `work` while there is no connection to serve. Returns `None` if the task is asked to end before `work` is
+    /// done.
     async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Option<T>;
 
     /// Handles the loss of a connection.

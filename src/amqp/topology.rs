@@ -53,10 +53,11 @@ pub struct QueueSpec {
     pub delivery_limit: Option<u32>,
     /// The bindings, as pairs of an exchange and a routing key.
     pub bind: Vec<(String, String)>,
-    /// The queue that gets the messages that this one drops: expired, rejected, or delivered too many times. A quorum queue
-    /// passes them on at least once.
+    /// The queue that gets the messages that this queue drops because they expired, were rejected, or were delivered
+    /// too many times. A quorum queue passes on each of these messages at least once.
     pub dead_letter_to: Option<String>,
-    /// Whether the broker delivers to only one consumer at a time, and to the next consumer once that one is gone.
+    /// Whether the broker delivers to only one consumer at a time. Once that consumer is gone, the broker delivers to
+    /// the next one.
     pub single_active_consumer: bool,
 }
 

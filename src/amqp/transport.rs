@@ -25,7 +25,7 @@ use crate::tls::{TlsFiles, provider};
 /// The stream that the client uses, encrypted or not.
 pub(super) type Wire = Box<dyn Duplex>;
 
-/// The runtime that the client uses: Tokio, with this transport in place of a TCP stream.
+/// The runtime that the client uses: Tokio, with this transport instead of a TCP stream.
 pub(super) type Wired = Runtime<RuntimeParts<Tokio, Sockets>>;
 
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}

@@ -8,8 +8,9 @@
 //! ```
 //!
 //! `key` is the document key as BSON in base64, so that every `_id` that MongoDB stores survives. `document_key` is the
-//! same key as canonical extended JSON, for people and for older dispatchers. It is left out if this form would change
-//! the key or make it too long for older dispatchers. A reader uses `key` if it is present.
+//! same key as canonical extended JSON, for people and for older dispatchers. The field is left out if extended JSON
+//! would change the key, or would make the command too long for older dispatchers. A reader uses `key` if it is
+//! present.
 //!
 //! `cluster` names the MongoDB cluster that the document is in, by the UUID that this cluster has assigned to the
 //! collection of positions in the state database. A command without this field may be from any cluster.
@@ -55,8 +56,8 @@ pub const COMMAND_LIFETIME: Duration = Duration::from_mins(5);
 /// Maximum size of a command's body, below the 16 MiB that publishers accept. A longer body is not sent, and a reader
 /// refuses it without decoding it. A document key of 11 MB fits.
 pub const MAX_COMMAND_BYTES: usize = 15 << 20;
-/// Maximum size of a readable key. Older dispatchers refuse a longer body, so the readable key must not make it longer
-/// than that.
+/// Maximum size of a readable key, and of a body with a readable key. Older dispatchers refuse a body that is longer
+/// than this.
 const MAX_READABLE_BYTES: usize = 64 << 10;
 /// Maximum number of nested levels in a key. The server allows documents with up to 180 levels.
 const MAX_KEY_DEPTH: usize = 200;

@@ -12,7 +12,7 @@
 //! | header `cloudEvents:dataschema` | [`Message::SCHEMA`](crate::Message::SCHEMA); left out when there is none |
 //! | property `content_type` | `application/json` |
 //! | body | the payload as [JSON](super::json) |
-//! | every other header | the message's, under its own name: `traceparent`, `tracestate` and the user's |
+//! | every other header | the message's header of that name: `traceparent`, `tracestate` and the user's headers |
 //!
 //! All headers are strings. If receivers can't take a colon in a header's name, set the [prefix](AttributePrefix) to
 //! `cloudEvents_`.

@@ -13,7 +13,7 @@
 //! - A deliverer returns one answer per message of the window, in the window's order.
 //! - It answers `Delivered` only if the receiver has the message, and never if the receiver rejected the message or
 //!   could not be reached.
-//! - An error in one message doesn't affect other messages, in the same window or in others.
+//! - An error in one message doesn't affect other messages, whether in the same window or in other windows.
 //! - A message can be delivered again, with the same id.
 //! - It never panics, whatever a document contains, and never waits forever.
 //! - After a delivery was dropped halfway, the deliverer is still usable.
@@ -273,7 +273,7 @@ impl Suite<'_> {
         assert!(available.is_ok(), "{RECOVERS}: still unavailable after {:?}", self.0.patience());
     }
 
-    /// Waits until a delivery succeeds, because `available` alone may be wrong.
+    /// Waits until a delivery succeeds, because `available` can complete although the destination is still unavailable.
     async fn become_available(&self) {
         loop {
             self.0.deliverer().available().await;

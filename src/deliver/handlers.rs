@@ -28,7 +28,7 @@
 //! succeeded are stored in the entry (`delivered_to`), and these handlers are not called again for this message.
 //!
 //! # Guarantees
-//! - If a handler fails or panics, the other handlers still run, and are not repeated because of it.
+//! - If a handler fails or panics, the other handlers still run, and are not called again because of that failure.
 //! - Dropping the delivery aborts the handlers at their next `await`.
 //!
 //! # Caveats
@@ -61,8 +61,8 @@ use crate::aggregate::message::Message;
 pub enum HandlerError {
     /// The handler may succeed later.
     Transient(String),
-    /// The handler can never succeed. The message dies at once, unless another of its handlers failed in a different
-    /// way.
+    /// The handler can never succeed. The message dies at once, unless another of its handlers failed with another kind
+    /// of error.
     Permanent(String),
     /// Something that the handler needs is unavailable, so other messages would fail too. No attempt is counted.
     Unavailable(String),

@@ -25,7 +25,7 @@
 //! | `DBPointer` | `{"$dbPointer": {"$ref": string, "$id": {"$oid": string}}}` |
 //! | min key, max key | `{"$minKey": 1}`, `{"$maxKey": 1}` |
 //!
-//! This form loses type information: a reader that doesn't know the message's schema cannot distinguish a date from a
+//! Plain JSON loses type information: a reader that doesn't know the message's schema cannot distinguish a date from a
 //! string. [`PayloadFormat::CanonicalExtendedJson`] keeps every type, as defined in MongoDB's [specification]; a
 //! receiver that reads it with a BSON library gets exactly the value that was sent.
 //!

@@ -122,7 +122,7 @@ tokio::task_local! {
 
 /// Returns the tracing span of a message's delivery. Each message of a window has its own span; do the work for a
 /// single message inside its span. An implementation may [record](Span::record) `messaging.system`,
-/// `messaging.destination.name` and `messaging.rabbitmq.destination.routing_key` on it.
+/// `messaging.destination.name` and `messaging.rabbitmq.destination.routing_key` on that span.
 pub fn span(envelope: &Envelope) -> Span {
     let known = |spans: &Spans| {
         spans.iter().find(|(id, _)| *id == envelope.id).map_or_else(Span::current, |(_, span)| span.clone())

@@ -11,7 +11,7 @@
 //! | has it in at least one queue | `Delivered` |
 //! | has no queue for it | `Unroutable`, or `Delivered` for types in [`unroutable_ok`](RabbitMqSettings::unroutable_ok) |
 //! | refused it (a full queue that rejects) | `Transient` |
-//! | closed the channel because of it (a routing key that the user may not write to) | `Transient`, with the broker's text |
+//! | closed the channel because of it (a routing key that the user has no permission to write to) | `Transient`, with the broker's text |
 //! | can never take it (a type over 255 bytes, headers over a frame, a body over `max_message_bytes`) | `Permanent`, before it is sent |
 //! | reports that its body is over the broker's `max_message_size` | `Permanent` |
 //! | is unreachable or blocked, has no such exchange or forbids writing to it, or did not answer | `Unavailable` |

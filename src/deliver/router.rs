@@ -249,7 +249,7 @@ mod tests {
         }
     }
 
-    /// P3: a failure of one route doesn't repeat messages of another.
+    /// P3: a failure of one route doesn't repeat messages of another route.
     #[tokio::test(start_paused = true)]
     async fn a_route_in_trouble_spoils_no_answer_of_another() {
         for (failing, free) in [

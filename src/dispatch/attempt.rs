@@ -126,7 +126,7 @@ impl Processor {
         Ok(until(self.mongo.clock().now().await?, claim.until))
     }
 
-    /// Whether another delivery may begin under this claim after this wait.
+    /// Whether another delivery may begin under this claim once `wait` has passed.
     pub(crate) async fn may_begin(&self, claim: &Claim, wait: Duration) -> bool {
         matches!(self.lease_left(claim).await, Ok(left) if is_enough(left, self.claimer.lease, wait))
     }
@@ -149,7 +149,7 @@ impl Processor {
     }
 }
 
-/// Whether another delivery may begin after this wait, which requires that more than half of the lease will be left.
+/// Whether another delivery may begin once `wait` has passed. At that time, more than half of the lease must be left.
 /// With less time, a slow message could be cut off because earlier messages have used up the time.
 pub fn is_enough(left: Duration, lease: Duration, wait: Duration) -> bool {
     left > lease / 2 + wait

@@ -49,9 +49,9 @@ impl InlineDispatcher {
         }
     }
 
-    /// Creates an inline dispatcher that does not deliver, for a process that only saves; its messages are left to the
-    /// rescuer. All its messages are stored for the broker, because it has no handlers. If some messages are for
-    /// handlers, use [`Mode::Off`] with the same deliverer as in the processes that deliver.
+    /// Creates an inline dispatcher that does not deliver, for a process that only saves. The messages of this process
+    /// are left to the rescuer. All of them are stored for the broker, because this dispatcher has no handlers. If some
+    /// messages are for handlers, use [`Mode::Off`] with the same deliverer as in the processes that deliver.
     pub fn off(client: &Client) -> Self {
         Self::builder(client).mode(Mode::Off).deliver_to(NoDelivery)
     }
@@ -70,17 +70,16 @@ impl InlineBuilder {
         self
     }
 
-    /// Limits the memory for messages in delivery, in bytes. The outboxes that are read for delivery may take the same
-    /// amount in addition. If a save's messages don't fit, they are left to the rescuer, as if there were no seat.
-    /// Default 64 MiB.
+    /// Limits the memory for messages in delivery, in bytes. The outboxes that are read for delivery may take up the
+    /// same amount of memory again. If a save's messages don't fit, they are left to the rescuer. Default 64 MiB.
     pub fn memory_bytes(mut self, bytes: usize) -> Self {
         self.settings.memory_bytes = bytes;
         self
     }
 
     /// Limits the number of messages that are published and not yet cleared; further deliveries wait. If the process is
-    /// killed, at most this many messages are repeated, plus those that [`defer_clears`](Self::defer_clears) keeps.
-    /// Default 1,024.
+    /// killed, at most this many messages are repeated, plus the delivered messages that
+    /// [`defer_clears`](Self::defer_clears) leaves in their documents. Default 1,024.
     pub fn max_repeats(mut self, messages: usize) -> Self {
         self.settings.max_repeats = messages;
         self
@@ -104,8 +103,8 @@ impl InlineBuilder {
         self
     }
 
-    /// Sends a command to the workers for each document whose delivery failed, so that a worker continues at once.
-    /// Without this setting, the rescuer's sweep finds the document later.
+    /// Sends a command to the workers for each document whose delivery failed, so that a worker continues the delivery
+    /// at once. Without this setting, the rescuer's sweep finds the document later.
     #[cfg(feature = "rabbitmq")]
     pub fn hand_off(mut self, commands: CommandSender) -> Self {
         self.hand_off = Some(commands);

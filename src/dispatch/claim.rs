@@ -2,9 +2,9 @@
 //! [`clears`](crate::mongo::clears).
 //!
 //! A *claim* marks entries with a unique value and an end time. The filter of every later write requires that value, so
-//! a holder whose claim has expired and been replaced by another can't change anything. Claims, failures, deaths and
-//! releases wait for the majority. A clear does not, because a lost clear only causes a repeat, which the guarantees
-//! allow.
+//! a holder can't change anything once its claim has expired and another holder has claimed the entries. Claims,
+//! failures, deaths and releases wait for the majority. A clear does not, because a lost clear only causes a repeat,
+//! which the guarantees allow.
 //!
 //! **Invariant.** A message is published only after the majority has acknowledged its claim: an entry from a local
 //! read, or under an unacknowledged claim, can be rolled back, and its message would then be a phantom.
@@ -47,7 +47,7 @@ const MAX_ERROR_BYTES: usize = 1024;
 #[derive(Debug)]
 pub(crate) enum Claimed {
     Held(Claim),
-    /// Another claimer was faster, or the document changed, so it must be read again.
+    /// Another claimer was faster, or the document changed, so the document must be read again.
     Lost,
     /// The document has no room for the claim's fields.
     NoRoom,
@@ -91,7 +91,7 @@ impl Claimer {
         format!("{}/{}", self.name, new_random())
     }
 
-    /// Claims these entries for the time of the lease, if they are still as they were read.
+    /// Claims these entries for the time of the lease, if they have not changed since they were read.
     pub(crate) async fn claim(
         &self,
         document: &DocumentRef,
@@ -112,7 +112,7 @@ impl Claimer {
 
         if matches!(written, ClaimWritten::NoRoom) {
             // Use the shortest possible claim value. A document that has no room for this value has no room for any
-            // claim, so a claim and a lease can't exist for the same document at once.
+            // claim, so a document never has a claim and a lease in the state database at the same time.
             claim.token = new_random().to_string();
             claim.counted = false;
             written = self.write_claim(&claim, now).await?;
@@ -153,7 +153,8 @@ impl Claimer {
         }
     }
 
-    /// Marks an entry dead because its claimers kept dying, if the entry is still as it was read.
+    /// Marks an entry dead because the processes that claimed it kept dying, if the entry has not changed since it was
+    /// read.
     pub(crate) async fn die_crashed(
         &self,
         document: &DocumentRef,
@@ -166,8 +167,9 @@ impl Claimer {
         self.write(document, filter, update, doc! { "e.id": entry.id }).await
     }
 
-    /// Marks an entry dead in a document that has no room for a claim. Writes only the time of death, which takes less
-    /// room than the date that it replaces. Reports a miss if even that doesn't fit, or if the entry is gone.
+    /// Marks an entry dead in a document that has no room for a claim. Writes only the time of death, and removes the
+    /// entry's due date, which takes more room. Returns `Recorded::Missed` if even that doesn't fit, or if the entry is
+    /// gone.
     pub(crate) async fn die_without_room(
         &self,
         document: &DocumentRef,
@@ -181,8 +183,8 @@ impl Claimer {
         self.record(document, entry.id, update, now).await
     }
 
-    /// Writes the state of an entry, which was kept with the lease, into the document, because the document may have
-    /// room again. Reports a miss if there is no room, or if the entry is claimed.
+    /// Writes an entry's state that was kept with a lease into the document, because the document may have room again.
+    /// Returns `Recorded::Missed` if there is no room, or if the entry is claimed.
     pub(crate) async fn record(
         &self,
         document: &DocumentRef,

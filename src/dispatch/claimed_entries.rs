@@ -1,5 +1,5 @@
-//! Entries under a claim, and the update that claims them. It is made in bytes, because a dispatcher makes one for every
-//! message of a backlog.
+//! Entries under a claim, and the update that claims them. The update is encoded directly to bytes, because a
+//! dispatcher makes such an update for every message of a backlog.
 
 use mongodb::bson::{DateTime, RawDocumentBuf};
 
@@ -28,7 +28,7 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// Marks the entries, if they are as they were read.
+    /// Returns the update that marks the entries as claimed, if they have not changed since they were read.
     pub(crate) fn update(&self) -> Update {
         let mut unchanged = List::new();
         let mut ids = List::new();
@@ -63,15 +63,16 @@ impl Claim {
     }
 }
 
-/// Selects the document while it has this entry as it was read.
+/// Returns a filter that selects the document only if this entry has not changed since it was read.
 pub(crate) fn unchanged(document: &DocumentRef, entry: &Entry) -> Filter {
     document.select_bytes(&within(OUTBOX, &within("$elemMatch", &as_read(entry))))
 }
 
-/// Builds a filter on all changing fields of the entry as they were read. A null matches an absent field.
+/// Builds a filter that requires every field of the entry that can change to have the value that was read. A null also
+/// matches an absent field.
 ///
-/// All of these fields are needed: if another process has claimed and released the entry since it was read, the date
-/// may be the same as before although some handlers have received the message.
+/// All of these fields are needed: if another process has claimed and released the entry since it was read, the due
+/// date may be the same as before although some handlers have received the message.
 fn as_read(entry: &Entry) -> RawDocumentBuf {
     let mut read = Builder::new();
     read.push_uuid("id", entry.id);
@@ -90,7 +91,8 @@ fn as_read(entry: &Entry) -> RawDocumentBuf {
     read.build()
 }
 
-/// Adds the condition on a count. An absent count is read as 0, so 0 also matches an absent field.
+/// Adds the condition that the count `name` has the value that was read. An absent count is read as 0, so 0 also
+/// matches an absent field.
 fn push_count_as_read(read: &mut Builder, name: &str, count: i64) {
     if count != 0 {
         return read.push_i64(name, count);
@@ -103,7 +105,8 @@ fn push_count_as_read(read: &mut Builder, name: &str, count: i64) {
     read.push_document(name.as_bytes(), &any.build());
 }
 
-/// Adds the condition on the keys of handlers. Absent keys are read as none.
+/// Adds the condition that the list `name` of handler keys has the value that was read. An absent list is read as an
+/// empty list.
 fn push_keys_as_read(read: &mut Builder, name: &str, keys: &[String]) {
     let mut list = List::new();
     for key in keys {
@@ -120,7 +123,7 @@ fn push_keys_as_read(read: &mut Builder, name: &str, keys: &[String]) {
     read.push_document(name.as_bytes(), &any.build());
 }
 
-/// A document with one field, which is a document.
+/// Returns a document whose only field, `name`, contains `document`.
 fn within(name: &str, document: &RawDocumentBuf) -> RawDocumentBuf {
     let mut outer = Builder::new();
     outer.push_document(name.as_bytes(), document);

@@ -21,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{dispatch::unsettled::Permits, mongo::Delivered, stored::document_ref::DocumentRef};
 
-/// Maximum number of entries in a clear that no save waits for. A save names each entry that it removes by its
-/// position, so the number must be small. With more entries, the save waits for the clear.
+/// Maximum number of entries in a clear that no save waits for. A save names each entry that it removes by the entry's
+/// position in the outbox, so the number must be small. With more entries, the save waits for the clear.
 pub(crate) const MOST_ENTRIES: usize = 16;
 
 type ByDocument = HashMap<Vec<u8>, Arc<ClearState>>;
@@ -40,7 +40,7 @@ struct ClearState {
     ended: CancellationToken,
 }
 
-/// A clear in progress. It ends when this is dropped.
+/// A clear in progress. The clear counts as ended when this value is dropped.
 pub(crate) struct ClearUnderWay {
     clears: ClearsUnderWay,
     state: Arc<ClearState>,
@@ -126,8 +126,9 @@ impl Drop for ClearUnderWay {
     }
 }
 
-/// A clear that a save tries to overtake. If this is dropped without a call to [`done`](Self::done) or
-/// [`missed`](Self::missed), the save may have succeeded.
+/// A clear that a save tries to overtake. If this value is dropped without a call to [`done`](Self::done) or
+/// [`missed`](Self::missed), the save may have removed the entries, so a clear that finds none of them is not reported
+/// as a lost claim.
 pub(crate) struct OvertakenClear {
     clears: ClearsUnderWay,
     state: Arc<ClearState>,

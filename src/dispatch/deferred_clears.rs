@@ -18,8 +18,8 @@
 //!
 //! # Caveats
 //! If a process dies, messages whose clear was deferred are delivered again once their claim has ended. The same
-//! happens if a process ends without closing its inline dispatcher, or if the runtime ends first; in the latter case
-//! the number of messages is logged.
+//! happens if a process ends without closing its inline dispatcher. It also happens if the runtime ends before the
+//! dispatcher is closed; in that case, the number of messages is logged.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -39,8 +39,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::{dispatch::clears_under_way::MOST_ENTRIES, mongo::Delivered, stored::document_ref::DocumentRef};
 
 /// Maximum number of deferred messages, including those that a save has taken, and maximum number of documents being
-/// cleared. Above this limit, each delivery clears its messages at once and waits until they are cleared. A process
-/// that ends without closing can repeat this many messages.
+/// cleared. Above this limit, each delivery clears its messages at once and waits until they are cleared. If a process
+/// ends without closing its inline dispatcher, up to this many messages can be repeated.
 pub(crate) const MOST: usize = 16_384;
 
 type Key = Arc<[u8]>;

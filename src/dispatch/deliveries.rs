@@ -2,7 +2,7 @@
 //!
 //! # Guarantees
 //! - Deliveries of one document take turns. Deliveries of entries that were saved with a claim need no turn, because no
-//!   other delivery can be ahead of them.
+//!   other delivery of the document can be ahead of them.
 //! - If a delivery panics or is dropped with its runtime, the failure is reported, and the messages are left to the
 //!   rescuer.
 

@@ -32,7 +32,7 @@ struct LockState {
     waiting: usize,
 }
 
-/// The right to process a document. It ends when this is dropped.
+/// The right to process a document. The right ends when this value is dropped.
 pub struct DocumentLock {
     locks: DocumentLocks,
     key: Vec<u8>,
@@ -106,7 +106,7 @@ impl DocumentLocks {
     }
 }
 
-/// Counts a task as waiting until this is dropped, even if the task itself is dropped.
+/// Counts a task as waiting until this value is dropped, which also happens if the task is dropped.
 struct Waiting<'a>(&'a DocumentLock);
 
 impl Drop for Waiting<'_> {

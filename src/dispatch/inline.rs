@@ -3,9 +3,9 @@
 //! # Flow
 //! A save first asks for a *seat*. If the save gets a seat, and its own filter proves that the outbox is empty, the new
 //! entries are *born claimed*: they are written with the claim under which they are delivered, and published without
-//! another write. If the filter can't prove this, the entries are written without a claim, and the inline dispatcher
-//! claims them like any other deliverer. If the save gets no seat (all are taken, the broker is unavailable, or the
-//! dispatcher is closing or switched off), the messages wait in the document for the rescuer.
+//! another write. If the filter can't prove that the outbox is empty, the entries are written without a claim, and the
+//! inline dispatcher claims them as any other dispatcher would. If the save gets no seat (all are taken, the broker is
+//! unavailable, or the dispatcher is closing or switched off), the messages wait in the document for the rescuer.
 //!
 //! # Guarantees
 //! A save never fails because of delivery. The number of seats limits the messages in flight; messages without a seat

@@ -4,7 +4,7 @@
 //! grow, and a claim does make it grow. The messages of such a document are instead delivered one at a time, under a
 //! lease in the state database. The state that would be stored in the entries (number of attempts, time of the next
 //! attempt, handlers that have received the message, death) is kept with the lease. Removing a delivered message makes
-//! room, so this rarely lasts.
+//! room, so a document is rarely in this state for long.
 
 use std::time::Duration;
 
@@ -254,8 +254,8 @@ impl Oversized {
         }
     }
 
-    /// Releases the lease and stores the state of the messages with it. Has no effect if another process has taken the
-    /// lease.
+    /// Stores the messages' state with the lease, and releases the lease. Has no effect if another process has taken
+    /// the lease.
     pub(crate) async fn give_back(&self, document: &DocumentRef, lease: Lease) -> Result<Recorded, Error> {
         let mine = doc! { "_id": id_of(document), "owner": &lease.token };
         let namespace = self.leases.clone();

@@ -8,12 +8,11 @@
 //!                     ▼                                       └─ Unavailable ─▶ release
 //!              why it waits
 //! ```
-//! The inline dispatcher and the dispatcher worker both make passes, and each decides when.
+//! The inline dispatcher and the dispatcher worker both make passes, and each decides when to make them.
 //!
 //! # Caveats
-//! If a claim expires during a delivery, the delivery can't be undone, and the next holder repeats it. The
-//! check of the remaining lease before each delivery makes this rare; the `inbox` of the receiver makes it
-//! harmless.
+//! If a claim expires during a delivery, the delivery can't be undone, and the next holder repeats it. The check of the
+//! remaining lease before each delivery makes such repeats rare. The receiver's `inbox` makes them harmless.
 
 use std::time::{Duration, Instant};
 
@@ -47,8 +46,8 @@ use crate::{
 /// Number of times that a claim is retried at once after another claimer was faster. Then the document is left to that
 /// claimer.
 const RACES: usize = 5;
-/// A plan that waited longer than this for the rate limit is made again, because the document may have changed, and
-/// because a claim's time is counted from its plan.
+/// If a plan of entries to claim waited longer than this for the rate limit, a new plan is made. The document may have
+/// changed in that time, and the end of a claim is calculated from the time of its plan.
 const STALE: Duration = Duration::from_millis(100);
 
 impl Processor {
@@ -120,7 +119,7 @@ struct Pass<'a> {
     permits: usize,
 }
 
-/// The step after a claim, or after a read without one.
+/// The step after a claim, or after a read that led to no claim.
 enum NextStep {
     End(Processed),
     ReadAgain,
@@ -141,7 +140,7 @@ struct Chosen {
 /// The rest of an outbox, without the claimed entries.
 #[derive(Clone, Copy)]
 struct Rest {
-    /// There are more deliverable messages, but not in this claim.
+    /// Whether there are deliverable messages that this claim does not include.
     more: bool,
     /// Whether a message can't be delivered yet, or was claimed and released.
     held: bool,
@@ -217,8 +216,8 @@ impl Pass<'_> {
         Ok(Choice::Claim(Chosen { ids, rest }))
     }
 
-    /// Marks an entry dead because its claimers kept dying. Has no effect if another process has changed the entry
-    /// since it was read.
+    /// Marks an entry dead because the processes that claimed it kept dying. Has no effect if another process has
+    /// changed the entry since it was read.
     async fn give_up_crashed(&mut self, entry: &Entry, now: DateTime) -> Result<NextStep, Error> {
         let died = self.processor.claimer.die_crashed(self.document, entry, now).await?;
         if died == Recorded::Done {

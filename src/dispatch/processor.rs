@@ -33,7 +33,7 @@ use crate::{
     },
 };
 
-/// Minimum lease. A shorter one could expire while its claim is being written.
+/// Minimum lease. A claim with a shorter lease could expire while the claim is being written.
 const SHORTEST_LEASE: Duration = Duration::from_millis(500);
 /// Maximum number of entries in a claim. A batch of clears names every entry of its claims and must fit into one
 /// command.

@@ -1,4 +1,4 @@
-//! Reports what happens to messages. Every log line, count and event comes from this one place.
+//! Reports what happens to messages. Every log line, count and event about messages comes from this one place.
 
 use std::sync::Arc;
 

@@ -25,17 +25,17 @@ pub struct ProcessorSettings {
     /// Whether claims are counted, to detect messages that kill their process. The workers turn this on; the inline
     /// dispatcher turns it off. Default on.
     pub counts_claims: bool,
-    /// The library's own database, for documents too large to be claimed in. Default `document_outbox`.
+    /// The library's own database, for leases on documents that are too large for a claim. Default `document_outbox`.
     pub state_database: String,
-    /// Whether concurrent saves and claims are sent to MongoDB together, in one command with a statement for each.
-    /// Default on.
+    /// Whether concurrent saves and claims are sent to MongoDB together, in one command with a statement for each save
+    /// or claim. Default on.
     pub group_commit: bool,
     /// Maximum number of messages that are published and not yet cleared. If the process is killed, at most this many
     /// messages are repeated. Default 256, at least 1.
     pub max_repeats: usize,
     /// Maximum memory for outboxes, in bytes. The limit applies to the estimated size in memory, which is larger than
-    /// the stored size. A document that exceeds the limit by itself is processed while no other document is. Default 64
-    /// MiB.
+    /// the stored size. A document that alone exceeds the limit is processed while no other document is being
+    /// processed. Default 64 MiB.
     pub memory_bytes: usize,
 }
 

@@ -1,8 +1,8 @@
 //! Delivers the messages of a claim, window by window.
 //!
 //! # Guarantees
-//! - A window of an ordered document has only one message. If two were pipelined and the first failed, the second would
-//!   overtake it.
+//! - A window of an ordered document has only one message. If two messages were pipelined and the first failed, the
+//!   second would overtake it.
 //! - On a stop, messages whose delivery has not begun are released at once. Deliveries that have begun may finish,
 //!   unless the destination is unavailable.
 //! - Even if a claim is lost or a write fails, every other message is still settled.

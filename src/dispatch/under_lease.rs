@@ -60,7 +60,7 @@ impl Processor {
                 return Ok(UnderLease::Left(why));
             }
         };
-        // Until it is settled, the message counts against the limit of messages that a crash would repeat.
+        // Until the message is settled, it counts against the limit of messages that a crash would repeat.
         let Some(unsettled) = stop.run_until_cancelled(self.unsettled.take(1)).await else {
             self.oversized.give_back(document, lease).await?;
             return Ok(UnderLease::Left(Processed::Interrupted));
@@ -84,8 +84,8 @@ impl Processor {
         now: DateTime,
         stop: &CancellationToken,
     ) -> Result<Head, Error> {
-        // Read with read concern majority, and only after taking the lease. There is no claim in the document, so only
-        // this read prevents a phantom.
+        // Read only after taking the lease, and with read concern `linearizable`. There is no claim in the document, so
+        // only this read prevents a phantom.
         let Some(mut slots) = self.oversized.read(document).await? else {
             lease.complete(&mut []);
             return Ok(Head::None(Processed::Gone));
@@ -103,7 +103,8 @@ impl Processor {
     }
 }
 
-/// The keeper for one message whose document is leased. Releasing the lease writes the message's state.
+/// The keeper for one message whose document is leased. Releasing the lease also stores the message's state with the
+/// lease.
 struct LeaseKeeper<'a> {
     processor: &'a Processor,
     claim: &'a Claim,
@@ -162,8 +163,8 @@ impl Keeper for LeaseKeeper<'_> {
     ) -> Result<Recorded, Error> {
         let kept = self.give_back(|lease| lease.die(entry.id, now, reason, error)).await?;
 
-        // Write the state into the document, because once it has room for claims again, workers don't read the state
-        // that was kept with the lease.
+        // Write the state into the document, because once the document has room for claims again, workers don't read
+        // the state that was kept with the lease.
         let document = &self.claim.document;
         let recorded = self.processor.claimer.die_without_room(document, entry, now).await?;
         if kept == Recorded::Missed && recorded == Recorded::Done {

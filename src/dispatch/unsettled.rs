@@ -53,7 +53,7 @@ impl Permits {
         Self { permit: None }
     }
 
-    /// Moves this many permits from `others` into this one. The remaining permits become free.
+    /// Moves `count` permits from `others` into `self`. The remaining permits of `others` become free.
     pub(crate) fn keep(&mut self, mut others: Self, count: usize) {
         let Some(kept) = others.permit.as_mut().and_then(|permit| permit.split(count)) else { return };
         match &mut self.permit {

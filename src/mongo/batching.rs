@@ -4,7 +4,7 @@
 //! # Flow
 //! There is no timer. A request that arrives while no batch is in flight is sent alone and at once, by the task that
 //! made it. Other requests are queued, and a task sends them as soon as another batch may be sent. Only a few batches
-//! are in flight at a time; if one takes long, another is sent anyway.
+//! are in flight at a time; if one of them takes long, another batch is sent anyway.
 //!
 //! # Caveats
 //! The task ends with the runtime on which the batcher was started. Requests that are still queued at that time get no
@@ -19,14 +19,14 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// Maximum number of batches in flight if each is quick. With only one batch, all callers would get in step: first all
-/// of them save while the broker is idle, then all of them deliver while the database is idle.
+/// Maximum number of batches in flight while each batch is quick. With only one batch, all callers would get in step:
+/// first all of them save while the broker is idle, then all of them deliver while the database is idle.
 const ABREAST: usize = 2;
 /// Fewer requests than this are not split over several batches, because each batch has its own cost.
 const WORTH_A_BATCH: usize = 16;
 /// The time after which a batch no longer prevents others from being sent.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// Maximum number of batches in flight if each takes long. A batch that has returned its permit doesn't count.
+/// Maximum number of batches in flight while each batch takes long. A batch that has returned its permit doesn't count.
 const MOST_IN_FLIGHT: usize = 32;
 
 /// A request and the channel to its waiting caller.
@@ -88,7 +88,7 @@ impl<Q: Send + 'static, A: Send + 'static> Batcher<Q, A> {
         Self { queue, batches }
     }
 
-    /// Returns a permit to send one request alone and at once, or `None` if others are in flight or waiting.
+    /// Returns a permit to send one request alone and at once, or `None` if other requests are in flight or waiting.
     pub(crate) fn permit_for_one(&self) -> Option<BatchPermit> {
         if self.queue.capacity() < self.queue.max_capacity() {
             return None;
@@ -262,7 +262,7 @@ impl Batches {
     }
 }
 
-/// The permit of a batch in flight. The batch counts until this is dropped.
+/// The permit of a batch in flight. The batch counts as in flight until this value is dropped.
 pub(crate) struct BatchPermit {
     batches: Arc<Batches>,
     since: Instant,

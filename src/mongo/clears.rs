@@ -1,9 +1,9 @@
 //! Sends clears in windows that [`batching`](crate::mongo::batching) forms, each as one unordered `update` command per
 //! collection.
 //!
-//! If the outcome of a clear is unknown, because the window got no answer or the single statement was interrupted, that
-//! clear is retried alone for as long as its claim may last. A clear's filter requires the ids and the claim, so it can
-//! be repeated any number of times. Entries that are never cleared are delivered again.
+//! If the outcome of a clear is unknown, because its window got no answer or because the clear's own statement was
+//! interrupted, that clear is retried alone for as long as its claim may last. A clear's filter requires the ids and
+//! the claim, so it can be repeated any number of times. Entries that are never cleared are delivered again.
 
 use std::time::Duration;
 

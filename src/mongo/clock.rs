@@ -61,7 +61,7 @@ struct Reading {
     renewing: bool,
 }
 
-/// One moment, as shown by both clocks of this machine.
+/// One moment, as shown by this machine's monotonic clock and by its wall clock.
 #[derive(Clone, Copy)]
 struct Moment {
     /// This clock stops while the machine is suspended.
@@ -109,7 +109,8 @@ impl Moment {
         Self { monotonic: Instant::now(), wall: SystemTime::now() }
     }
 
-    /// Returns the time since this moment, or `None` if the two clocks disagree about it.
+    /// Returns the time since this moment, or `None` if the monotonic clock and the wall clock disagree about that
+    /// time.
     fn age(self, now: Self) -> Option<Duration> {
         let age = now.monotonic.duration_since(self.monotonic);
         let by_the_wall = now.wall.duration_since(self.wall).ok()?;
@@ -178,7 +179,7 @@ impl SharedReading {
     }
 }
 
-/// A renewal in progress. It ends when this is dropped.
+/// A renewal in progress. The renewal counts as ended when this value is dropped.
 struct Renewing {
     shared: Arc<SharedReading>,
 }
@@ -213,7 +214,8 @@ mod tests {
 
     const NOBODY: &str = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=1";
 
-    /// Creates a clock whose server can't be reached, with a reading that has this age by each of the two clocks.
+    /// Creates a server clock whose server can't be reached. Its last reading was taken `monotonic` ago by this
+    /// machine's monotonic clock, and `wall` ago by its wall clock.
     async fn clock(monotonic: Duration, wall: Duration) -> ServerClock {
         let clock = ServerClock::new(Client::with_uri_str(NOBODY).await.unwrap());
         let now = Moment::now();

@@ -29,7 +29,7 @@ pub(crate) fn deadline() -> Instant {
     }
 }
 
-/// Waits for `work` until the deadline of a write. Returns `None` if it takes longer.
+/// Waits for `work` until the deadline of a write. Returns `None` if `work` takes longer.
 pub(crate) async fn until_deadline<T>(work: impl IntoFuture<Output = T>) -> Option<T> {
     timeout_at(deadline(), work).await.ok()
 }

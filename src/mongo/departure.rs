@@ -1,5 +1,5 @@
-//! Decides once whether a write is sent to a server. Either the task that sends it decides, or a caller that no longer
-//! waits.
+//! Decides whether a write is sent to a server. The decision is made only once, either by the task that sends the write
+//! or by a caller that no longer waits for it.
 
 use std::sync::{
     Arc,

@@ -54,7 +54,7 @@ pub(crate) struct MongoSettings {
 
 impl Mongo {
     /// Creates the access and starts its batches. Must be called inside a tokio runtime. Sends no request by itself.
-    /// Lost claims that can't be reported to a caller are counted.
+    /// Lost claims that can't be reported to a caller are counted in `lost`.
     pub(crate) fn start(client: Client, clock: ServerClock, settings: &MongoSettings, lost: Counter) -> Self {
         let writes = if settings.group_commit {
             Writes::grouped(client.clone())

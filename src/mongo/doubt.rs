@@ -2,14 +2,15 @@
 //! elsewhere.
 //!
 //! A statement may be reported as not written only if no try can have executed it. An error answers only the last try;
-//! an earlier try may have executed the statement although its answer was lost. Such a statement is *in doubt*.
+//! an earlier try may have executed the statement although its answer was lost. A statement that an earlier try may
+//! have executed is *in doubt*.
 
 use crate::mongo::error_codes::Verdict;
 
 /// The next step after a command that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AfterFailure {
-    /// No statement was ever sent. Each gets the error as its answer.
+    /// No statement was ever sent. Each statement gets the error as its answer.
     NotSent,
     /// The command was refused, and no statement was executed. Each statement is sent alone.
     Refused,
@@ -17,8 +18,8 @@ pub enum AfterFailure {
     InDoubt,
     /// The outcome of an earlier try is unknown. The command is repeated.
     Repeat,
-    /// The outcome of an earlier try is unknown, and the refusal may concern only one of the statements. They are
-    /// repeated one by one.
+    /// The outcome of an earlier try is unknown, and the refusal may concern only one of the statements. The statements
+    /// are repeated one by one.
     RepeatApart,
 }
 

@@ -72,7 +72,7 @@ pub(crate) fn is_unencodable(error: &Error) -> bool {
     }
 }
 
-/// Whether an error wraps this error type of the module.
+/// Whether an error wraps an error of type `T`, which is one of this module's types.
 fn is_of<T: std::error::Error + 'static>(error: &io::Error) -> bool {
     let Some(source) = error.get_ref() else { return false };
     source.is::<T>()
@@ -88,8 +88,8 @@ struct NotSent(String);
 #[error("{0}")]
 struct Unencodable(String);
 
-// The functions below wrap an `io::Error`, the only kind of driver error that other crates can create. Its text is
-// shown.
+// The functions below create a driver error from an `io::Error`, because the driver lets other crates create no other
+// kind. The driver error shows the text of the `io::Error`.
 
 /// Creates the error of a write that has certainly not been sent.
 pub(crate) fn not_sent(why: impl Into<String>) -> Error {

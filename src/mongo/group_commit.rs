@@ -39,7 +39,8 @@ const MOST_STATEMENTS: usize = 1_000;
 /// Maximum size of the statements in one command. It is below the 16 MiB limit of a message, which leaves room for the
 /// rest of the command.
 const MOST_BYTES: usize = 12 << 20;
-/// An update larger than this is sent alone, because in a batch it would delay others more than it could gain.
+/// An update larger than this is sent alone, because it would delay the other updates of its batch by more time than
+/// the batch saves.
 const LARGE: usize = 64 << 10;
 /// The time for which a collection's writes are sent one by one after a batch was refused.
 const ONE_BY_ONE: Duration = Duration::from_mins(1);
@@ -177,7 +178,7 @@ impl WriteSender {
         let were_together = writes.len() > 1;
         let mut refused = self.retryable.send(writes, permit).await;
         if were_together {
-            // The error may be about only one of the writes, so send each alone to get its own answer.
+            // The error may be about only one of the writes, so send each write alone to get its own answer.
             let singly = refused.into_iter().map(|write| self.retryable.send(vec![write], None));
             refused = join_all(singly).await.into_iter().flatten().collect();
         }

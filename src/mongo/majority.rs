@@ -1,9 +1,9 @@
 //! Waits for the majority without holding a connection.
 //!
 //! A write that the primary has executed is identified by its *optime*, which is a timestamp plus the election term of
-//! the primary that wrote it. The write is durable once the majority's own optime has reached it in the same term,
-//! because each term has only one primary, and all earlier writes of that primary are part of the majority's state. The
-//! primary's reply to `hello` contains the majority's progress. One `hello` at a time serves all waiters.
+//! the primary that wrote it. The write is durable once the majority's own optime has reached the write's optime in the
+//! same term, because each term has only one primary, and all earlier writes of that primary are part of the majority's
+//! state. The primary's reply to `hello` contains the majority's progress. One `hello` at a time serves all waiters.
 
 use std::time::Duration;
 

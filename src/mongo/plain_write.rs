@@ -51,7 +51,7 @@ pub(crate) async fn send(client: &Client, write: &WriteRequest) -> WriteOutcome 
     }
 }
 
-/// The outcome of the only statement.
+/// Returns the outcome of the reply's only statement.
 fn outcome_of(reply: Reply) -> WriteOutcome {
     match reply.of(&[0]) {
         Said::Each(mut each) => match each.pop().flatten() {

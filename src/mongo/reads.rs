@@ -2,7 +2,7 @@
 //!
 //! [`batching`](crate::mongo::batching) forms batches, and each batch is one `find` by `_id` per collection. Answers
 //! are matched by the bytes of the `_id`. If an id has no match, its document is read again alone, so that MongoDB's
-//! own equality applies; the `_id` may be stored with another number type than the requested one.
+//! own equality applies; the stored `_id` may have a different number type than the requested `_id`.
 //!
 //! # Memory
 //! A `find` reserves memory for its single reply, which the server limits to 16 MiB. Documents that don't fit into the
@@ -134,8 +134,8 @@ impl OutboxReader {
                 return Ok(StoredOutbox::read(&raw, room));
             }
 
-            // The document consists of many small values and needs more memory. Release everything first, because a
-            // reader that waits for memory must not have reserved any.
+            // The document consists of many small values and needs more memory. Release the document and the reserved
+            // memory first, because a reader that waits for memory must not have reserved any.
             drop((raw, room));
             room = self.memory.reserve(weight).await;
             is_last = true;

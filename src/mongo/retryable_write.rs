@@ -111,7 +111,7 @@ impl RetryableWrites {
         };
         batch.run().await;
 
-        // If another program has used one of the session's numbers, the whole session is unusable.
+        // If another program has used one of the session's transaction numbers, the whole session is unusable.
         if !batch.is_foreign {
             self.sessions.put_back(batch.session);
         }
@@ -176,7 +176,7 @@ struct Batch<'a> {
     permit: Option<BatchPermit>,
     pauses: ExponentialBackoff,
     deadline: Instant,
-    /// Whether another program used the session's number.
+    /// Whether another program used the session's transaction number for this batch.
     is_foreign: bool,
     last_error: Option<DriverError>,
 }
@@ -226,7 +226,7 @@ impl Batch<'_> {
 
         match sent {
             Ok(reply) if is_first && reply.is_repeated() => {
-                // Another program has used the number, so the server's answers are not about these statements.
+                // Another program has used the transaction number, so the answers are not about these statements.
                 self.is_foreign = true;
                 self.doubt(count);
                 self.last_error = Some(error_codes::lost("the server treated a new write as a repeated one"));
@@ -280,7 +280,7 @@ impl Batch<'_> {
         }
     }
 
-    /// Answers the statements of this command, or keeps their outcomes until the majority has them.
+    /// Answers the statements of this command, or keeps the outcomes until the majority has the writes.
     fn note(&mut self, each: Vec<Option<WriteOutcome>>) -> NextTry {
         let mut interrupted = false;
         for outcome in each {

@@ -19,7 +19,7 @@ pub(crate) fn explain(error: Error) -> Error {
     if !has_ended(&error) {
         return error;
     }
-    // This kind of driver error shows its text.
+    // A driver error that is created from an `io::Error` shows that error's text.
     Error::from(std::io::Error::other(
         "the tokio runtime on which the MongoDB client was created has ended: create the client on the runtime that uses it, and keep that runtime alive as long as the client",
     ))

@@ -10,10 +10,10 @@
 //!   2^40, beyond any number that the driver has used in the session.
 //! - `Client::shutdown` waits for every session that a caller holds, but never for such a session.
 //!
-//! Both are true because the session is created on a separate runtime that has already ended when the session is used.
-//! On the runtime that created a session, the driver keeps a task that returns the dropped session to the pool, and
-//! `shutdown` waits for this task. Here the task has ended together with its runtime. The server expires the session
-//! half an hour after its last use.
+//! Both invariants hold because such a session is created on a separate runtime that has already ended when the session
+//! is used. On the runtime that created a session, the driver keeps a task that returns the dropped session to the
+//! pool, and `shutdown` waits for this task. Here the task has ended together with its runtime. The server expires the
+//! session half an hour after its last use.
 
 use mongodb::{Client, ClientSession, error::Error, options::SessionOptions};
 use parking_lot::{Mutex, MutexGuard};
@@ -59,7 +59,7 @@ impl Sessions {
     }
 }
 
-/// Starts a session that only its holder uses, see the invariants. Sends no command.
+/// Starts a session that only its holder uses, see the invariants of this module. Sends no command.
 async fn start(client: Client) -> Result<ClientSession, Error> {
     let started = tokio::task::spawn_blocking(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;

@@ -57,7 +57,7 @@ impl From<RawDocumentBuf> for Operators {
     }
 }
 
-/// Updates one document. If there is none, inserts one, with the fields from the filter's equalities.
+/// Updates one document. If the filter matches no document, inserts one with the fields from the filter's equalities.
 #[derive(Debug, Clone)]
 pub(crate) struct Upsert {
     pub(crate) namespace: Namespace,

@@ -75,7 +75,7 @@ pub enum Event {
     Released {
         /// The document whose outbox contains the messages.
         document: DocumentRef,
-        /// The number of messages or elements.
+        /// The number of released messages.
         count: usize,
         /// The reason.
         reason: String,
@@ -91,7 +91,7 @@ pub enum Event {
     Unreadable {
         /// The document.
         document: DocumentRef,
-        /// The number of messages or elements.
+        /// The number of malformed elements.
         count: usize,
         /// What is wrong with the first malformed element.
         reason: String,
@@ -100,7 +100,7 @@ pub enum Event {
     NotMine {
         /// The document.
         document: DocumentRef,
-        /// The number of messages or elements.
+        /// The number of messages that this process can't deliver.
         count: usize,
     },
     /// The inline dispatcher left a save's messages to the rescuer.
@@ -135,7 +135,7 @@ pub enum Shed {
     Unavailable,
     /// The dispatcher is shutting down.
     Stopped,
-    /// The named document doesn't contain the messages.
+    /// No document with the given `_id` contains the messages.
     NotFound,
 }
 

@@ -129,7 +129,7 @@ struct Warning {
     messages: usize,
 }
 
-/// A document in delivery. It counts until this is dropped.
+/// A document in delivery. The document counts as in delivery until this value is dropped.
 pub(crate) struct InFlight(Arc<HealthRecord>);
 
 impl Drop for InFlight {

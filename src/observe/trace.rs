@@ -207,7 +207,7 @@ mod context {
         let mut parts = headers.get(TRACEPARENT)?.split('-');
         let (version, trace, id, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let hex = |text: &str, length| text.len() == length && text.bytes().all(|b| b.is_ascii_hexdigit());
-        // Future versions may have more parts after these four; `ff` is never a version.
+        // Future versions may have more parts after the four parts read here; `ff` is never a version.
         if !hex(version, 2) || version == "ff" || version == "00" && parts.next().is_some() {
             return None;
         }

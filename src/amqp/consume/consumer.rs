@@ -10,7 +10,7 @@
 //!
 //! A consumer can stop receiving without an error, so an idle consumer checks its queue from time to time. It
 //! reconnects if the broker no longer has the consumer. It also reconnects if two checks in a row find messages waiting
-//! in the queue although this consumer has no unsettled deliveries and none arrived in between.
+//! in the queue although this consumer has no unsettled deliveries and no delivery arrived between the checks.
 //!
 //! At each check, a topology in mode `declare` is declared again, because a queue that lost its binding appears to be
 //! idle.

@@ -36,7 +36,7 @@ pub struct Delivery {
     pub headers: Vec<(String, String)>,
     /// The publisher's timestamp in seconds since the Unix epoch, if there is one.
     pub timestamp: Option<u64>,
-    /// The exchange the message was published to.
+    /// The exchange that the message was published to.
     pub exchange: String,
     /// The routing key the message was published with.
     pub routing_key: String,

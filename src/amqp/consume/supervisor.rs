@@ -95,8 +95,8 @@ impl Supervised for ConsumeSupervisor {
         async move { plan.open().await }
     }
 
-    /// Runs `work` while there is no connection. Returns `None` if asked to end or to stop before `work` is done.
-    /// Without a connection, there is no delivery left to settle.
+    /// Runs `work` while there is no connection. Returns `None` if the consumer is asked to end or to stop before
+    /// `work` is done. Without a connection, there is no delivery left to settle.
     async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         self.unless_stopped(work).await
     }
@@ -135,7 +135,7 @@ impl Supervised for ConsumeSupervisor {
 }
 
 impl ConsumeSupervisor {
-    /// Waits for one event and reacts to it. Returns an error if the connection is no longer served.
+    /// Waits for one event and reacts to it. Returns an error if the connection is lost or no longer needed.
     async fn step(&mut self, link: &mut Link, served: &mut ServedConnection) -> Result<(), End> {
         let takes = !served.stopped;
 
@@ -232,7 +232,7 @@ impl ConsumeSupervisor {
         Ok(())
     }
 
-    /// Waits for `work`. Returns `None` if asked to end or to stop before `work` is done.
+    /// Waits for `work`. Returns `None` if the consumer is asked to end or to stop before `work` is done.
     async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
@@ -241,7 +241,8 @@ impl ConsumeSupervisor {
         }
     }
 
-    /// Waits until asked to end or to stop. The future borrows nothing, so it can be awaited together with any other.
+    /// Waits until the consumer is asked to end or to stop. The future borrows nothing, so it can be awaited together
+    /// with any other.
     fn stopping(&self) -> impl Future<Output = ()> + Send + 'static {
         let (end, stop) = (self.end.clone(), self.stop.clone());
         async move {

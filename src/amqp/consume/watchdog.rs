@@ -9,8 +9,8 @@ pub(super) struct QueueStatus {
 /// Distinguishes an idle consumer from one that the broker has forgotten.
 #[derive(Default)]
 pub(super) struct Watchdog {
-    /// Whether the queue delivers to one consumer at a time, so that the other consumers see waiting messages but get
-    /// none.
+    /// Whether the queue delivers to only one consumer at a time. If so, the other consumers see waiting messages but
+    /// get none of them.
     may_stand_by: bool,
     suspicious: bool,
     delivered: bool,

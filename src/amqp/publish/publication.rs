@@ -21,7 +21,7 @@ pub struct Publication {
     pub message_type: Option<String>,
     /// The MIME type of the body, such as `application/json`.
     pub content_type: String,
-    /// The headers, sent as long strings in this order. If two have the same name, the last one wins.
+    /// The headers, sent as long strings in this order. If two headers have the same name, the last one wins.
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: Vec<u8>,
@@ -45,8 +45,9 @@ pub enum Published {
     },
     /// The broker refused the message, for example because a full queue rejects messages.
     Nacked,
-    /// The broker refused the message by closing the channel or the connection, for example because the user may not
-    /// write to this routing key. No queue has the message. The broker may accept it once the cause is removed.
+    /// The broker refused the message by closing the channel or the connection, for example because the user has no
+    /// permission to write to this routing key. No queue has the message. The broker may accept it once the cause is
+    /// removed.
     Rejected {
         /// The broker's reply code and text.
         reason: String,

@@ -8,19 +8,20 @@
 //!
 //! # What happens on a failure
 //!
-//! - If RabbitMQ closes the channel because of one message (a routing key that the user may not write to, a body over
-//!   its limit, a missing exchange), a new channel is opened on the same connection and the topology is applied to it.
-//!   The messages of the window that have no answer are published again, each on a channel without other messages, so
-//!   that only the refused message fails. From then on, messages of the same kind are published in this way.
+//! - If RabbitMQ closes the channel because of one message (a routing key that the user has no permission to write to,
+//!   a body over RabbitMQ's limit, a missing exchange), a new channel is opened on the same connection and the topology
+//!   is applied to it. The messages of the window that have no answer are published again, each on a channel without
+//!   other messages, so that only the refused message fails. From then on, similar messages are also published on
+//!   channels without other messages.
 //! - If RabbitMQ closes the connection because of one message, the unanswered messages are also published again one by
 //!   one, while a new connection is made.
 //! - If the connection ends for another reason, messages in flight without a definite answer are reported as
 //!   unavailable and possibly sent, and waiting messages as not sent. A new connection is made.
-//! - If the confirms do not arrive in time, messages are reported in the same way and a new connection is made, unless
-//!   the broker has blocked publishing. In that case the connection is kept until the alarm is over, because the broker
-//!   would not announce the alarm on a new connection.
-//! - While there is no connection, every message is reported as unavailable at once. This ends when a connection, its
-//!   channel and the topology are ready; no message is used as a probe.
+//! - If the confirms do not arrive in time, messages without a confirm are reported as unavailable and possibly sent,
+//!   and a new connection is made, unless the broker has blocked publishing. In that case the connection is kept until
+//!   the alarm is over, because the broker would not announce the alarm on a new connection.
+//! - While there is no connection, every message is reported as unavailable at once. Publishing resumes when a
+//!   connection, its channel and the topology are ready; no message is used as a probe.
 //! - If a message is unroutable although the topology binds a queue for it, the topology is declared again and the
 //!   message is published again.
 

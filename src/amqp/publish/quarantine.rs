@@ -3,15 +3,15 @@
 //! # Flow
 //!
 //! RabbitMQ refuses some messages by closing the channel, or even the connection. It reports the kind of refusal but
-//! not which message it refused, and earlier messages on that channel get no answer. So all unanswered messages of the
-//! window are published here, and so are messages similar to one that was recently refused ([`Refusals`]). They share
-//! one connection, which is opened when needed and closed when unused for a while, with a few channels that are reused
-//! while they stay open. If a channel is closed, the only message on it was the cause; if the connection is closed, the
-//! cause is known if only one message was on it.
+//! not which message it refused, and earlier messages on that channel get no answer. So this module publishes all
+//! unanswered messages of the window, and also messages that are similar to a recently refused message ([`Refusals`]).
+//! They share one connection, which is opened when needed and closed when unused for a while, with a few channels that
+//! are reused while they stay open. If a channel is closed, the only message on it was the cause; if the connection is
+//! closed, the cause is known if only one message was on it.
 //!
 //! # Guarantees
 //!
-//! A message that was published with others comes here at most once, so it is repeated at most once.
+//! A message that was first published together with others is published again here at most once.
 //!
 //! # Caveats
 //!

@@ -1,9 +1,10 @@
 //! Remembers recent refusals in which RabbitMQ closed the channel or the connection.
 //!
-//! Because of one message, RabbitMQ closes the channel that all messages share. Causes are a routing key that the user
-//! may not write to, a body over the limit, or a missing exchange. So messages of a refused kind are published
-//! separately (see [quarantine](super::quarantine)), where RabbitMQ decides about each of them again. RabbitMQ's last
-//! answer is reused for similar messages for a short time, so that a thousand of them don't cost a thousand channels.
+//! To refuse a single message, RabbitMQ closes the channel that all messages share. Causes are a routing key that the
+//! user has no permission to write to, a body over the limit, or a missing exchange. So messages of a refused kind are
+//! published separately (see [quarantine](super::quarantine)), where RabbitMQ decides about each of them again.
+//! RabbitMQ's last answer is reused for similar messages for a short time, so that a thousand similar messages don't
+//! cost a thousand channels.
 //!
 //! An answer is reused only if RabbitMQ gave it within the last second. If a remembered refusal is outdated, the only
 //! cost is that a message is published separately.
@@ -45,8 +46,8 @@ struct Refusal {
 pub(super) struct Refusals(Mutex<HashMap<Subject, Refusal>>);
 
 impl Subject {
-    /// Derives the scope of a refusal from the reply code and text with which RabbitMQ closed the channel of this one
-    /// message.
+    /// Derives the scope of a refusal from the reply code and text with which RabbitMQ closed the channel on which only
+    /// this message was published.
     pub(super) fn of(publication: &Publication, code: u16, said: &str) -> Self {
         let exchange = publication.exchange.clone();
         match code {
@@ -147,9 +148,9 @@ impl Refusals {
     }
 }
 
-/// Whether a 403 applies to every message of the exchange. RabbitMQ has two texts, `access to exchange 'x' in vhost ..`
-/// and `access to topic 'k' in exchange 'x' ..`, and only the first one does. A routing key can contain any text, so
-/// the kind that is named first decides.
+/// Whether a 403 applies to every message of the exchange. RabbitMQ has two texts for a 403: `access to exchange 'x' in
+/// vhost ..` applies to every message of the exchange, and `access to topic 'k' in exchange 'x' ..` only to one routing
+/// key. A routing key can contain any text, so the word that comes first, `exchange` or `topic`, decides.
 fn is_about_the_exchange(said: &str) -> bool {
     match (said.find("exchange '"), said.find("topic '")) {
         (Some(exchange), Some(topic)) => exchange < topic,

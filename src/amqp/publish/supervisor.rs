@@ -30,11 +30,11 @@ use crate::amqp::{
     trouble::{Cause, Trouble},
 };
 
-/// A window is full at this many messages or bytes. This is enough to hide the round trip, and few enough for the
-/// confirms to arrive well within their timeout.
+/// A window is full at this many messages or bytes. These limits are high enough to hide the round trip, and low enough
+/// for the confirms to arrive well within their timeout.
 const WINDOW_MESSAGES: usize = 1000;
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
-/// RabbitMQ's default, used until the first connection has negotiated a frame size.
+/// RabbitMQ's default maximum frame size, used until the first connection has negotiated a frame size.
 pub(super) const FRAME_MAX: usize = 131_072;
 /// The time that messages wait for a new connection after the connection ended together with a closed channel.
 const RENEWAL: Duration = Duration::from_secs(1);
@@ -299,7 +299,7 @@ impl PublishSupervisor {
         if self.abandoned { Ok(()) } else { Err(End::Lost(trouble)) }
     }
 
-    /// Passes on the answers of a window. Messages without an answer are returned.
+    /// Passes on the answers of a window. Returns the messages that have no answer yet.
     fn settle(&self, items: Vec<Item>, outcome: &WindowOutcome) -> Left {
         let ids: Vec<&str> = items.iter().map(|item| item.publication.message_id.as_str()).collect();
         let reason = match &outcome.failure {
