@@ -1,4 +1,5 @@
-//! Writes copies of files under test. Each broken copy breaks one rule, and a test expects its schedules to fail.
+//! Writes altered copies of files under test. In each broken copy the code breaks one rule, and a test expects the schedules of
+//! the copy to fail.
 
 #![allow(clippy::expect_used, reason = "a build that cannot continue ends")]
 
@@ -11,7 +12,7 @@ struct Copy {
     replaced: &'static [(&'static str, &'static str)],
 }
 
-/// Replaces a call of `recv_many`, which shuttle's channel lacks, by one of this crate's own function.
+/// Replaces a call of `recv_many`, which shuttle's channel lacks, with a call of this crate's function `recv_many`.
 const RECV_MANY: (&str, &str) =
     ("queue.recv_many(&mut taken, most).await", "crate::recv_many(&mut queue, &mut taken, most).await");
 
@@ -34,7 +35,7 @@ const COPIES: [Copy; 7] = [
             state.closed",
         )],
     },
-    // This copy breaks a rule: a flush begins to wait only after it has read the state.
+    // This copy breaks a rule: a flush asks to be notified only after it has read the state, so it can miss a notification.
     Copy {
         file: "dispatch/deferred_clears.rs",
         name: "late_flush",
@@ -100,7 +101,7 @@ fn main() {
             text = text.replace(rule, other);
         }
 
-        // An included file must not begin with a module comment, so the copy leaves it out.
+        // An included file must not begin with a module comment, so the copy leaves that comment out.
         let lines = text.lines().skip_while(|line| line.starts_with("//!"));
         let text: String = lines.flat_map(|line| [line, "\n"]).collect();
         fs::write(Path::new(&out).join(format!("{name}.rs")), text).expect("the copy can be written");

@@ -7,8 +7,9 @@ use std::{
 
 use anyhow::{Result, bail};
 
-/// The range from `FIRST` to `LAST` is below the ports that the operating system gives to outgoing connections. A connection could
-/// otherwise take the port of a server that is down for a moment, and a client that dials such a port can even reach itself.
+/// The range from `FIRST` to `LAST` is below the ports that the operating system gives to outgoing connections. Otherwise an
+/// outgoing connection could take the port of a server that is down for a moment. A client that connects to such a port can even
+/// reach itself.
 const FIRST: u16 = 21_000;
 const LAST: u16 = 31_999;
 
@@ -17,7 +18,7 @@ static NEXT: AtomicU16 = AtomicU16::new(0);
 /// Returns a port that is free now, and that this process has not returned recently.
 pub(crate) fn free_port() -> Result<u16> {
     let ports = LAST - FIRST;
-    // Each harness begins at another port, so that two of them rarely try the same ones.
+    // Each process of the harness begins at a different port, so that two such processes rarely try the same ports.
     let begin = u16::try_from(std::process::id() % u32::from(ports)).unwrap_or_default();
     for _ in 0..ports {
         let turn = NEXT.fetch_add(1, Ordering::Relaxed) % ports;

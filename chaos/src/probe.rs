@@ -1,4 +1,5 @@
-//! Watches the MongoDB set and the machine, without any of the links.
+//! Watches the MongoDB set and the machine. The connections to MongoDB do not pass through links, so faults of links don't affect
+//! them.
 
 use std::{
     sync::Arc,
@@ -17,16 +18,17 @@ use tokio::{
 
 use crate::servers::Set;
 
-/// How often the probe makes a majority write (`PROBE`), and how often it asks the members which of them is primary (`LOOK`).
+/// How often the probe makes a majority write (`PROBE`), and how often the probe asks the members which of them is primary
+/// (`LOOK`).
 const PROBE: Duration = Duration::from_millis(250);
 const LOOK: Duration = Duration::from_millis(300);
-/// A majority write that takes longer than this delays the processes that wait for the majority.
+/// A majority write that takes longer than this counts as slow.
 const SLOW: Duration = Duration::from_millis(500);
 /// A write that takes longer than this counts as not answered.
 const GIVEN_UP: Duration = Duration::from_secs(15);
-/// How long the timer runs by which the probe checks that this process is on time.
+/// The length of the sleep with which the probe checks that this process runs on time.
 const TICK: Duration = Duration::from_millis(50);
-/// How late that timer may be before the machine counts as overloaded.
+/// If this sleep ends later than planned by more than this, the machine counts as overloaded.
 const STALL: Duration = Duration::from_millis(300);
 
 /// Watches in the background until this value is dropped.
@@ -38,9 +40,9 @@ pub(crate) struct Probe {
 /// The observations of a probe.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Sightings {
-    /// When each majority write began, and when it was done; none when it had no answer in time.
+    /// When each majority write began, and when the write was done; none if no answer came in time.
     writes: Vec<(Instant, Option<Instant>)>,
-    /// The member that was primary and its election, with the time; one element for each change.
+    /// Each primary that the probe saw: the time, and a text that names the member and its election.
     primaries: Vec<(Instant, String)>,
     stalls: Vec<(Instant, Instant)>,
 }
@@ -105,14 +107,16 @@ async fn watch_machine(seen: Arc<Mutex<Sightings>>) {
 }
 
 impl Sightings {
-    /// Whether a new primary, or a new election of the same primary, was seen in this time or right after it.
+    /// Whether the probe saw a new primary, or a new election of the same primary, between `from` and `until` or right after
+    /// `until`.
     pub(crate) fn primary_changed(&self, from: Instant, until: Instant) -> bool {
-        // The first element is the primary at the start, not a change. The probe sees a change a little after the election.
+        // The first element is the primary at the start of the run, not a change. The probe sees a change a little after the
+        // election.
         let until = until + LOOK * 6;
         self.primaries.iter().skip(1).any(|(at, _)| (from..=until).contains(at))
     }
 
-    /// Whether a majority write was slow or the machine was overloaded in this time.
+    /// Whether a majority write was slow or the machine was overloaded between `from` and `until`.
     pub(crate) fn was_slow(&self, from: Instant, until: Instant) -> bool {
         let overlaps = |begun: Instant, done: Instant| begun <= until && done >= from;
         let is_late = |(begun, done): &(Instant, Option<Instant>)| {
@@ -123,7 +127,7 @@ impl Sightings {
         self.writes.iter().any(is_late) || self.stalls.iter().any(is_stall)
     }
 
-    /// Whether a majority write that began at `from` or later was done within this time.
+    /// Whether a majority write that began at `from` or later was done at most `within` after `from`.
     pub(crate) fn majority_answered(&self, from: Instant, within: Duration) -> bool {
         let is_answer = |(begun, done): &(Instant, Option<Instant>)| {
             *begun >= from && done.is_some_and(|done| done <= from + within)

@@ -23,8 +23,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// The words that a process logs when one of its claims expired (`CLAIM_LOST`), and when several did (`CLAIMS_LOST`). The second
-/// log line does not name the documents.
+/// The words that a process logs when one of its claims expired (`CLAIM_LOST`), and when several of its claims expired
+/// (`CLAIMS_LOST`). The log line with `CLAIMS_LOST` does not name the documents.
 pub(crate) const CLAIM_LOST: &str = "a claim expired during delivery";
 pub(crate) const CLAIMS_LOST: &str = "claims expired during delivery";
 /// The library that gives a process its own clock.
@@ -57,9 +57,9 @@ pub(crate) struct Process {
 struct Watched {
     is_ending: AtomicBool,
     kills: Mutex<Vec<Instant>>,
-    /// Descriptions of unexpected ends, with their exit codes.
+    /// Descriptions of the times when the process ended unexpectedly, with the exit codes.
     surprises: Mutex<Vec<String>>,
-    /// The lines in the log of the process that count as evidence, with their times.
+    /// The log lines of the process that count as evidence, each with its time.
     said: Mutex<Vec<(Instant, String)>>,
     starts: Mutex<Vec<Instant>>,
 }
@@ -80,7 +80,8 @@ pub(crate) fn kill_server(pid: i32) -> bool {
     signal(pid, Signal::KILL)
 }
 
-/// Returns a command whose process the system kills when this process ends, even if this process is killed.
+/// Returns a command for a child process. The operating system kills the child when this process ends, even if this process is
+/// killed.
 pub(crate) fn bound_to_us(path: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(path).process_group(0).kill_on_drop(true);
@@ -144,23 +145,23 @@ impl Process {
         let _ = self.orders.send(line.to_owned());
     }
 
-    /// How many times the process was started; more than once after a kill.
+    /// How many times the process was started.
     pub(crate) fn starts(&self) -> usize {
         self.state.starts.lock().len()
     }
 
-    /// Whether the process was killed in this time.
+    /// Whether the process was killed between `from` and `until`.
     pub(crate) fn has_ended(&self, from: Instant, until: Instant) -> bool {
         self.state.kills.lock().iter().any(|at| (from..=until).contains(at))
     }
 
-    /// Whether the process logged a line that contains both of these texts in this time.
+    /// Whether the process logged, between `from` and `until`, a line that contains both texts, `what` and `of`.
     pub(crate) fn said(&self, what: &str, of: &str, from: Instant, until: Instant) -> bool {
         let said = self.state.said.lock();
         said.iter().any(|(at, line)| (from..=until).contains(at) && line.contains(what) && line.contains(of))
     }
 
-    /// Returns the descriptions of unexpected ends.
+    /// Returns descriptions of the times when the process ended unexpectedly.
     pub(crate) fn surprises(&self) -> Vec<String> {
         self.state.surprises.lock().clone()
     }
@@ -187,7 +188,7 @@ fn set_clock(program: &Program, seconds: i64) -> Result<()> {
     std::fs::rename(&fresh, &file).with_context(|| format!("the clock of {}", program.name))
 }
 
-/// Removes the files that libfaketime leaves in shared memory when its process is killed.
+/// Removes the files that libfaketime leaves in shared memory when the process that uses it is killed.
 fn forget_clock(pid: i32) {
     for name in ["faketime_shm", "sem.faketime_sem"] {
         let _ = std::fs::remove_file(format!("/dev/shm/{name}_{pid}"));
@@ -226,12 +227,12 @@ async fn keep(
         } else if !state.is_ending.load(Ordering::SeqCst) {
             state.surprises.lock().push(format!("{} ended by itself: {ended:?}", program.name));
         }
-        // An orchestrator waits before a restart, too.
+        // The harness waits before it starts the program again, as an orchestrator would.
         sleep(Duration::from_millis(300)).await;
     }
 }
 
-/// Writes each line that a process logs to its file, and notes each line that counts as evidence with its time.
+/// Writes each line that a process logs to the process's log file. Also notes each line that counts as evidence, with its time.
 async fn keep_log(program: Program, log: ChildStderr, state: Arc<Watched>) {
     let file = program.folder.join(format!("{}.log", program.name));
     let Ok(mut file) = File::options().create(true).append(true).open(file) else { return };
@@ -250,7 +251,8 @@ enum Ended {
     ByItself(Option<i32>),
 }
 
-/// Passes lines from and to a process until the process ends, and returns how it ended.
+/// Passes on the lines that a process prints, and the orders for the process, until the process ends. Returns how the process
+/// ended.
 async fn live(
     name: &str,
     child: &mut Child,
@@ -274,7 +276,7 @@ async fn live(
             Some(order) = orders.recv() => {
                 let _ = input.write_all(format!("{order}\n").as_bytes()).await;
             }
-            // The end is awaited only after all output of the process was read.
+            // Waits for the end of the process only after all its output was read.
             ended = child.wait(), if !is_open => {
                 return match ended.ok() {
                     Some(status) if status.signal() == Some(9) => Ended::Killed,

@@ -27,18 +27,18 @@ pub(crate) struct Record {
     pub(crate) phantoms: usize,
     pub(crate) misreported: usize,
     pub(crate) order_violations: usize,
-    /// Number of documents whose outbox was not empty in time.
+    /// Number of documents whose outbox was still not empty when the harness stopped waiting.
     pub(crate) stuck: u64,
     /// Number of messages that were dead and were replayed.
     pub(crate) died: usize,
     pub(crate) answerable: usize,
     pub(crate) indeterminate: usize,
-    /// Times in seconds: `healed_in` is from the end of the storm until all servers were healed, `drained_in` from then until every
-    /// message was delivered, and the next field is the length of the storm.
+    /// Times in seconds: `healed_in` is from the end of the storm until all servers were healed, `drained_in` is from that moment
+    /// until every message was delivered, and `storm` is the length of the storm.
     pub(crate) healed_in: f64,
     pub(crate) drained_in: f64,
     pub(crate) storm: f64,
-    /// Seconds in which at least one fault with an effect was in force.
+    /// For how many seconds at least one fault that had an effect was in force.
     pub(crate) in_force: f64,
     /// Seconds that the whole run took, including set-up and checks.
     pub(crate) took: f64,

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write};
 
 use crate::{faults, record::Record, settings};
 
-/// The outcomes of a fault over all runs.
+/// A row of the table of faults: how one fault turned out in all runs together.
 #[derive(Default)]
 struct Row {
     struck: usize,

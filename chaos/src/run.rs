@@ -20,14 +20,15 @@ use crate::{
     timeline::time_in_force,
 };
 
-/// How long each application's first message may take; long enough for a machine that builds at the same time.
+/// How long each application's first message may take to arrive. The time is long enough for a machine that compiles programs at
+/// the same time.
 const WARM_UP: Duration = Duration::from_secs(90);
 
 /// The parameters of a run.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
-    /// The run uses only faults whose name contains one of these words; all faults when there are no words.
+    /// The run uses only faults whose name contains one of these words, or all faults if there are no words.
     pub(crate) only: Vec<String>,
     pub(crate) folder: PathBuf,
     pub(crate) commit: String,
@@ -132,7 +133,7 @@ async fn drain(system: &System) -> Result<Drained> {
     let mut filled = 0;
     while whole.elapsed() < settings::DRAIN {
         quiet(system);
-        // An operator would replay the messages that died in the storm; the harness does it instead.
+        // In production an operator would replay the messages that died in the storm. Here the harness replays them.
         if replay_dead(&database, &system.ledger).await.is_ok()
             && let Ok(now) = filled_outboxes(&database).await
         {
@@ -152,8 +153,8 @@ async fn everything_came(system: &System) -> bool {
     truth.committed.is_subset(&system.ledger.received())
 }
 
-/// Orders all applications to make no more saves. The order is repeated, because an application that was started since then has
-/// not received it.
+/// Orders all applications to make no more saves. The harness repeats this order, because an application that was started after
+/// an earlier order has not received it.
 fn quiet(system: &System) {
     for participant in system.of_role(Role::Application) {
         participant.process.order("quiet");

@@ -24,7 +24,7 @@ use crate::{
     system::Servers,
 };
 
-/// A run that takes longer than this has failed. On a machine with idle processors, a run takes less than a minute.
+/// A run that takes longer than this counts as failed. On a machine with idle processors, a run takes less than a minute.
 const LONGEST_RUN: Duration = Duration::from_mins(8);
 
 /// Options of the subcommand `storm`.
@@ -65,11 +65,13 @@ pub(crate) struct Session {
     mongodb: String,
 }
 
-/// Makes all runs of a session. A bad run makes the exit code 1.
+/// Makes all runs of a session. The exit code is 1 if a run was bad or, when the session breaks the engine on purpose, if no run
+/// was bad.
 pub(crate) async fn sit(session: &Session) -> Result<ExitCode> {
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
-    // A signal ends the session: the servers are healed, and the processes and RabbitMQ nodes end with the harness.
+    // On a signal the harness heals the MongoDB set and ends. All processes and RabbitMQ nodes of the session end together with
+    // the harness.
     tokio::select! {
         ended = sit_through(session) => ended,
         _ = interrupted.recv() => heal_and_leave(session).await,
@@ -133,7 +135,8 @@ async fn sit_through(session: &Session) -> Result<ExitCode> {
     Ok(if is_as_wanted { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Whether a run reports lost messages when applications clear before the confirm while no queue is bound.
+/// Makes a run in which applications clear messages before RabbitMQ's confirm, and no queue is bound. Returns whether the run
+/// reports lost messages.
 async fn finds_the_broken_engine(
     session: &Session,
     servers: &Servers,

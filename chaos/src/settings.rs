@@ -1,5 +1,5 @@
-//! The settings of a run. They are shorter than in production, so that a run takes seconds in place of minutes. The report lists
-//! them.
+//! The settings of a run. The durations are shorter than in production, so that a run takes seconds instead of minutes. The
+//! report lists all these settings.
 
 use std::time::Duration;
 
@@ -17,7 +17,8 @@ pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) const FULL_SWEEP_INTERVAL: Duration = Duration::from_secs(3);
 /// How long a rescuer owns a stream without renewing its lease.
 pub(crate) const RESCUER_LEASE: Duration = Duration::from_secs(3);
-/// How long the sweep waits before it queues an unchanged document a second time; later waits are longer.
+/// How long the sweep waits before it queues a second command for a document that has not changed. Before further commands for
+/// the document, the sweep waits longer.
 pub(crate) const REQUEUE_PAUSE: Duration = Duration::from_millis(500);
 /// Number of failed attempts after which a message is dead.
 pub(crate) const MAX_ATTEMPTS: u32 = 5;
@@ -37,8 +38,9 @@ pub(crate) const STORM: Duration = Duration::from_secs(15);
 /// How long all outboxes may take to become empty after every server was healed.
 ///
 /// Promise P5 allows delay + longest claim + sweep interval + time in the queue. This constant adds the times that P5 exempts or
-/// does not name: the backoff of a message that failed, the pause before an unchanged document is queued again, which doubles
-/// up to the length of the storm, and the time in which processes connect again.
+/// does not name: the backoff of a message that failed, the pause before the sweep queues another command for an unchanged
+/// document, and the time that processes need to connect again. The pause doubles with each command and can become as long as the
+/// storm.
 pub(crate) const DRAIN: Duration = Duration::from_mins(1);
 
 /// The lateness that promise P5 allows, without the time in the queue.

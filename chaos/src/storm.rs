@@ -1,4 +1,5 @@
-//! Plans a storm, and carries the plan out. The plan is drawn from the seed in advance, so a seed always has the same plan.
+//! Plans a storm, and carries out the plan. The plan is drawn from the seed before the storm begins, so a seed always gives the
+//! same plan.
 
 use std::{
     collections::HashMap,
@@ -15,14 +16,14 @@ use crate::{
     timeline::Span,
 };
 
-/// The shortest length of a blow (`SHORTEST`), and the most that is added to it at random (`SPREAD`).
+/// A blow lasts at least `SHORTEST`, and longer by a random time of up to `SPREAD`.
 const SHORTEST: Duration = Duration::from_millis(500);
 const SPREAD: Duration = Duration::from_secs(3);
 /// The number of blows in a track.
 const BLOWS: usize = 24;
 /// The longest pause between two blows of a track.
 const PAUSE: Duration = Duration::from_secs(1);
-/// A blow that takes longer than this, including its repair, has failed.
+/// A blow has failed if the blow and the repair of its damage together take longer than this.
 const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A sequence of faults that strike one after the other. The tracks of a storm are concurrent.
@@ -35,7 +36,7 @@ pub(crate) struct Planned {
     pub(crate) blow: Blow,
 }
 
-/// Draws the tracks of a seed. If `only` has any words, only faults whose name contains one of them are drawn.
+/// Draws the tracks of a seed. If `only` has any words, only faults whose name contains one of these words are drawn.
 pub(crate) fn plan(seed: u64, only: &[String]) -> Vec<Track> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut by_scope: HashMap<Scope, Vec<&'static dyn Fault>> = HashMap::new();
@@ -48,7 +49,8 @@ pub(crate) fn plan(seed: u64, only: &[String]) -> Vec<Track> {
     let mut tracks = Vec::new();
     for scope in [Scope::Process, Scope::Mongo, Scope::Broker, Scope::Data] {
         let mut faults = by_scope.remove(&scope).unwrap_or_default();
-        // Some runs have no faults of MongoDB, of RabbitMQ, or of the data, so that the other faults have more effect.
+        // Some runs have no faults of this scope, so that the faults of other scopes have more effect. Faults of processes are in
+        // every run.
         let is_calm = scope != Scope::Process && only.is_empty() && random.u8(0..6) == 0;
         if faults.is_empty() || is_calm {
             continue;
@@ -59,15 +61,16 @@ pub(crate) fn plan(seed: u64, only: &[String]) -> Vec<Track> {
     tracks
 }
 
-/// Orders the faults of a track. Consecutive seeds share a shuffled order, and each of them begins with the next fault of it. A storm
-/// has time for only a few faults, and over many seeds each fault must strike equally often.
+/// Orders the faults of a track. Consecutive seeds share one shuffled order of the faults, and each seed begins one fault later
+/// in this order than the seed before. The reason is that a storm has time for only a few faults, but over many seeds each fault
+/// must strike equally often.
 fn in_turn(seed: u64, faults: &mut [&'static dyn Fault]) {
     let count = faults.len() as u64;
     fastrand::Rng::with_seed(seed / count).shuffle(faults);
     faults.rotate_left(usize::try_from(seed % count).unwrap_or_default());
 }
 
-/// Draws more blows than fit into a storm; the faults take turns.
+/// Draws more blows than a storm has time for. The faults take turns.
 fn draw(faults: &[&'static dyn Fault], random: &mut fastrand::Rng) -> Track {
     let mut track = Vec::new();
     for fault in faults.iter().cycle().take(BLOWS) {

@@ -68,7 +68,7 @@ impl System {
         std::fs::create_dir_all(&folder)?;
         let timeline = Timeline::begin();
         let ledger = Ledger::open(&folder.join("ledger.jsonl"), &timeline)?;
-        // The random number keeps two runs with the same seed apart.
+        // The random number gives two runs with the same seed different names.
         let name = format!("chaos_{seed}_{}", fastrand::u32(..));
         let placement = Placement {
             mongodb: String::new(),
@@ -121,7 +121,8 @@ impl System {
         }
     }
 
-    /// Ends all processes, and deletes the queues and databases. Returns the names of processes that had to be killed.
+    /// Ends all processes, and deletes the queues and databases. For each process that had to be killed, returns a sentence that
+    /// names the process.
     pub(crate) async fn strike(self) -> Vec<String> {
         let ends = self.participants.iter().map(|participant| async {
             let forced = participant.process.stop().await;
@@ -206,7 +207,7 @@ impl Participant {
         let _ = self.process.set_clock(0);
     }
 
-    /// Returns the answer of the process's HTTP server, including the response head.
+    /// Returns the response of the process's HTTP server, including the head of the response.
     pub(crate) async fn get(&self, path: &str) -> Result<String> {
         let asked = async {
             let mut stream = TcpStream::connect(self.http).await?;
@@ -219,7 +220,7 @@ impl Participant {
         Ok(timeout(Duration::from_secs(2), asked).await.context("no answer in time")??)
     }
 
-    /// Returns the sum of a metric over its labels, as this process serves it; 0 while the process does not answer.
+    /// Returns the value of a metric that this process serves, summed over all labels; 0 if the process does not answer.
     pub(crate) async fn series(&self, name: &str) -> f64 {
         let answer = self.get("/metrics").await.unwrap_or_default();
         let of_name = |line: &&str| {
@@ -243,7 +244,7 @@ impl Participant {
 }
 
 impl System {
-    /// Creates the two indexes that the library needs on a collection, as its operator would.
+    /// Creates the two indexes that the library needs on a collection. In production an operator creates these indexes.
     pub(crate) async fn ensure_indexes(&self, collection: &str) -> Result<()> {
         let documents = self.database().collection::<mongodb::bson::Document>(collection);
         documents.create_indexes(document_outbox::store::indexes()).await?;

@@ -9,7 +9,7 @@ use mongodb::bson::DateTime;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-/// The faults of one run, with their times. Clones share the same list.
+/// The faults of one run, with their times. All clones share one list.
 #[derive(Clone)]
 pub(crate) struct Timeline {
     begun: Instant,
@@ -17,7 +17,7 @@ pub(crate) struct Timeline {
     spans: Arc<Mutex<Vec<Span>>>,
 }
 
-/// One blow of a fault, from its start until it was healed.
+/// One strike (blow) of a fault, from its start until its damage was repaired.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Span {
     pub(crate) fault: String,
@@ -26,9 +26,9 @@ pub(crate) struct Span {
     /// The start and the end of the fault, in seconds since the run began.
     pub(crate) from: f64,
     pub(crate) until: f64,
-    /// Whether the fault had an effect that the harness saw.
+    /// Whether the harness saw an effect of the fault.
     pub(crate) took: bool,
-    /// A description of that effect.
+    /// A description of what the harness saw.
     pub(crate) evidence: String,
 }
 
@@ -42,7 +42,8 @@ impl Timeline {
         time.saturating_duration_since(self.begun).as_secs_f64()
     }
 
-    /// Converts a time to a date in milliseconds, which is comparable with the servers' dates: they use this machine's clock.
+    /// Converts a time to a date in milliseconds. The result can be compared with dates of the servers, because the servers use
+    /// this machine's clock.
     pub(crate) fn date(&self, time: Instant) -> i64 {
         self.date.timestamp_millis() + (self.at(time) * 1_000.0) as i64
     }
@@ -67,7 +68,7 @@ impl Timeline {
     }
 }
 
-/// Returns how long at least one fault was in force, without faults that had no effect.
+/// Returns for how long at least one fault was in force. Faults that had no effect are not counted.
 pub(crate) fn time_in_force(spans: &[Span]) -> Duration {
     let mut taken: Vec<_> =
         spans.iter().filter(|span| span.took).map(|span| (span.from, span.until)).collect();

@@ -9,13 +9,13 @@ use std::{
 pub use crate::name::Name;
 use crate::world::World;
 
-/// The name of a fault that strikes an actor from outside.
+/// The name of a fault that strikes an actor.
 pub type Blow = &'static str;
 
 /// A process, or a part of the world that changes by itself.
 ///
-/// One step is one thing that others can observe: a write, a message or an answer. Everything that happens between two of
-/// these in the memory of one process belongs to the first of them.
+/// One step is one thing that others can observe: a write, a message or an answer. All work that a process does in its own memory
+/// between two such things is part of the step of the first.
 pub trait Actor: Clone + Debug + Hash + Send + Sync + 'static {
     /// A step that the actor can take.
     type Step: Debug;

@@ -1,32 +1,35 @@
-//! Rules of the design that can be broken on purpose. For each, the checker must find a counterexample; otherwise the model
-//! would prove nothing.
+//! Rules of the design that can be broken on purpose. When a rule is broken, the checker must find a counterexample; otherwise
+//! the model would prove nothing.
 
 /// A rule that is broken in a scenario.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Broken {
-    /// A message is cleared once it is published, whatever the broker answers.
+    /// A message is cleared as soon as it is published, before the broker has answered.
     ClearBeforeConfirm,
     /// The position moves past a change as soon as the change is read.
     PositionSavedOnRead,
-    /// A clear replaces the whole outbox with the outbox as it was read, minus the delivered messages.
+    /// A clear writes the whole outbox as it was read earlier, without the delivered messages. It so removes messages that were
+    /// saved after the read.
     ClearByReplacing,
-    /// A message is published before the majority has the claim, or the save that created the message with a claim.
+    /// A message is published before the majority has its claim. The claim may be part of the save that created the message.
     DispatchBeforeMajority,
     /// There is no sweep.
     NoSweep,
-    /// An acknowledgement counts even if the broker returned the message.
+    /// A message counts as delivered when the broker acknowledges it, even if the broker also returned it.
     AnyAckAccepted,
     /// An owner that can't send commands keeps its stream, and a rescuer that can't send commands takes a stream.
     OwnerWithoutBroker,
-    /// A save without a clear answer is reported as refused.
+    /// If the server's answer to a save is lost, the save is reported as refused, although it may have been executed.
     UnknownIsRefusal,
-    /// A refusal is reported as final, although an earlier try of the same write has no answer.
+    /// A save is reported as refused when the server refuses a repeat of it, although the first try may have been executed: its
+    /// answer is lost.
     DoubtForgotten,
-    /// A sweep ignores entries without a date, even those for which a command was already queued.
+    /// A sweep ignores all entries without a date, including those for which a command was already queued.
     UndatedForgotten,
-    /// The change stream doesn't show that a message has died.
+    /// The change stream shows no change when a message dies.
     DeathHidden,
-    /// After a start from a saved position there is one full sweep, and no second one when its entries are old enough.
+    /// After a start from a saved position there is only one full sweep. Entries that are younger than the delay at that time are
+    /// missed, because no second full sweep finds them later.
     SweptOnce,
     /// Received messages are not remembered.
     NoInbox,

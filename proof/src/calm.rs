@@ -1,8 +1,8 @@
 //! Calm runs: runs in which no more faults happen, every process takes its steps in turn, and time passes only when no actor
 //! has a step left.
 //!
-//! From each state that the search reaches, a calm run must deliver everything within a number of ticks. A calm run has one
-//! fixed order of steps, while the search before it tries all orders.
+//! From each state that the search reaches, a calm run must deliver everything within a limited number of ticks. A calm run has
+//! one fixed order of steps, whereas the search tries all orders.
 
 use std::{collections::HashMap, fmt};
 
@@ -13,10 +13,10 @@ use crate::{actor::Name, laws::is_drained, state::State, world::Tick};
 /// The maximum number of steps in one tick of a calm run.
 const STEPS_A_TICK: usize = 500;
 
-/// The results of calm runs, by the states that they went through.
+/// The results of all calm runs, stored for each state that a calm run went through.
 pub struct Calm {
     within: Tick,
-    /// The number of ticks from a state until all was delivered, or `None` if that exceeded the bound.
+    /// By the fingerprint of a state: the number of ticks until everything was delivered, or `None` if this took too long.
     known: Mutex<HashMap<u64, Option<Tick>>>,
 }
 
@@ -36,7 +36,7 @@ impl Calm {
         self.ticks(state).is_some_and(|ticks| ticks <= self.within)
     }
 
-    /// The longest time that any calm run took.
+    /// The number of ticks that the longest calm run took.
     pub fn longest(&self) -> Tick {
         self.known.lock().values().copied().flatten().max().unwrap_or(0)
     }
@@ -52,7 +52,7 @@ impl Calm {
         state.faults_left = 0;
         state.world.broker.reconnect();
 
-        // The number of ticks from the end of the path until all was delivered, if known.
+        // The number of ticks from the end of the path until everything is delivered, if an earlier run has found it.
         let mut rest = None;
         let mut steps = 0;
         loop {
@@ -86,7 +86,7 @@ impl Calm {
         self.note(&path, state.world.now, rest)
     }
 
-    /// Records the result of a run for all states that it went through.
+    /// Records the result of a run for every state on its path.
     fn note(&self, path: &[(u64, Tick)], end: Tick, rest: Option<Tick>) -> Option<Tick> {
         let mut known = self.known.lock();
         let mut ticks = rest;

@@ -9,8 +9,8 @@ pub trait Fault: Debug + Send + Sync {
     /// The name of the fault.
     fn name(&self) -> &'static str;
 
-    /// The actors that the fault could strike. The search tries each of them; [`strike`](Self::strike) returns false for
-    /// those on which the fault has no effect.
+    /// The actors that the fault could strike. The search tries each of these actors; [`strike`](Self::strike) returns false for
+    /// an actor on which the fault has no effect.
     fn targets(&self, state: &State) -> Vec<Name>;
 
     /// Strikes a target. Returns false if the fault has no effect.

@@ -17,7 +17,8 @@ pub const P5_CALM: &str = "P5 P7 when faults end, everything arrives in bounded 
 pub const P7_LOW_WATER: &str = "P7 a position never passes a change whose commands are not confirmed";
 pub const P6_CONFLICT: &str = "P6 a save conflicts only with another save";
 
-/// Whether each document's effects and saved messages have the same intents. Documents of receivers are left out.
+/// Whether in each document the intents that took effect are those whose messages were saved. Documents of receivers are left
+/// out.
 pub fn is_atomic(data: &Data) -> bool {
     for (number, document) in data.documents.iter().enumerate() {
         if !document.received.is_empty() {
@@ -35,8 +36,8 @@ pub fn is_atomic(data: &Data) -> bool {
     true
 }
 
-/// Whether the position has passed only changes that were dealt with. A sweep could still find a change that the position has
-/// skipped, but the position must be right without a sweep.
+/// Whether the position has passed only changes that the ledger counts as dealt with. A sweep could still find a document whose
+/// change the position has skipped, but such a skip breaks this law anyway.
 pub fn position_is_low_water(world: &World) -> bool {
     world.state_database.position.is_none_or(|position| position.behind <= world.ledger.dealt_with)
 }
@@ -46,8 +47,8 @@ fn count(data: &Data, intent: u8) -> usize {
     effects.flat_map(|document| &document.effects).filter(|effect| **effect == intent).count()
 }
 
-/// Whether each save that was reported as applied took effect, no save that was reported as refused did, and no save took effect
-/// twice.
+/// Whether each save that was reported as applied took effect, no save that was reported as refused took effect, and no save took
+/// effect twice.
 pub fn answers_are_true(world: &World) -> bool {
     let primary = &world.mongo.primary;
     let is_twice = |effect: &u8| count(primary, *effect) > 1;
@@ -78,7 +79,8 @@ pub fn effects_are_single(world: &World) -> bool {
     })
 }
 
-/// Whether no work is left: every entry that is still in an outbox is dead, or is behind a dead entry that blocks it.
+/// Whether no work is left: every entry that is still in an outbox is dead, or waits behind a dead entry that blocks the
+/// document.
 pub fn is_drained(world: &World) -> bool {
     if world.mongo.is_behind() || !world.broker.copies.is_empty() {
         return false;

@@ -6,17 +6,17 @@
 //! two steps, and lets a fault strike at any moment. In each state that the search reaches, the [laws] must hold. They are the
 //! promises P1 to P8 of docs/guarantees.md. From each state, a [calm](calm::Calm) run must deliver everything in bounded time.
 //!
-//! The model itself describes the world: documents that the majority has or does not have yet, a broker that confirms a message or
-//! does not, and memory that is lost. The decisions are made by [`deliverable`](document_outbox::internal::deliverable),
-//! [`settlement`](document_outbox::internal::settlement), [`judge`](outbox_rescuer::internal::judge) and other functions. They are
-//! the same functions that the programs run, not copies.
+//! The model itself describes the world: documents that the majority has or does not have yet, a broker that confirms a message
+//! or does not, and memory that is lost. The decisions are made by [`deliverable`](document_outbox::internal::deliverable),
+//! [`settlement`](document_outbox::internal::settlement), [`judge`](outbox_rescuer::internal::judge) and other functions. The
+//! model calls these functions of the library and of the rescuer directly, and has no copies of them.
 //!
 //! # Guarantees
 //! Within the bounds of a scenario the search is complete: no order of steps is left out.
 //!
 //! # Caveats
-//! - The bounds are small: a few messages, at most two processes of each kind, and at most three faults. An error that needs
-//!   more of them is not found.
+//! - The bounds are small: a few messages, at most two processes of each kind, and at most three faults. The search does not find
+//!   an error that needs more messages, processes or faults.
 //! - Writes to MongoDB are modelled by hand, with the conditions that ARCHITECTURE.md states for these writes.
 //! - The model covers neither the drivers nor sizes and limits. Of all durations it covers only leases and delays.
 //!

@@ -1,4 +1,4 @@
-//! How actors are named.
+//! Names of actors.
 
-/// The place of an actor among those of its scenario.
+/// The name of an actor: its index in the list of the scenario's actors.
 pub type Name = usize;

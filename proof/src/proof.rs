@@ -16,7 +16,7 @@ pub struct Proof {
     /// The laws that were broken, each with the steps that broke it.
     pub broken: Vec<(&'static str, String)>,
     pub states: usize,
-    /// The number of different states that calm runs went through.
+    /// The number of different states that calm runs have visited.
     pub calm_states: usize,
     pub depth: usize,
     /// The longest time that a calm run took, in ticks.

@@ -65,7 +65,7 @@ impl Scenario {
         self
     }
 
-    /// Lets time pass until this tick while faults may strike. A calm run continues after it.
+    /// Sets the last tick at which faults may strike. Only a calm run continues after this tick.
     #[must_use]
     pub fn until(mut self, tick: Tick) -> Self {
         self.setting.last_tick = tick;

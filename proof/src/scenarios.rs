@@ -1,4 +1,4 @@
-//! The scenarios. Each scenario has some of the actors and some of the faults.
+//! The scenarios. Each scenario combines some of the actors with some of the faults.
 
 use document_outbox::DeliveryOrder::{self, DeadBlocks, Ordered, Unordered};
 
@@ -24,9 +24,9 @@ use crate::{
 /// How far the searches go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bounds {
-    /// The bounds with which all searches together end within a minute.
+    /// Bounds so small that all searches together take less than a minute.
     Short,
-    /// One fault more in each scenario that has faults.
+    /// Bounds with one more fault than `Short` in each scenario that has faults.
     Deep,
 }
 
@@ -72,7 +72,7 @@ pub fn saving(bounds: Bounds) -> Scenario {
         .until(0)
 }
 
-/// Two workers deliver the messages of one document at the same time, and may be killed.
+/// Two workers, which may be killed, deliver the messages of one document at the same time.
 pub fn delivering(bounds: Bounds) -> Scenario {
     Scenario::new("delivering")
         .documents([Ordered])
@@ -131,7 +131,8 @@ pub fn failing(bounds: Bounds, name: &'static str, fate: Fate, order: DeliveryOr
         .until(1)
 }
 
-/// Another program pushes messages, one without a date and one that is due later. A rescuer and a worker deliver these messages.
+/// Another program pushes two messages: one without a date, and one that is due later. A rescuer and a worker deliver both
+/// messages.
 pub fn rescuing(bounds: Bounds) -> Scenario {
     Scenario::new("rescuing")
         .documents([Ordered, Unordered])
@@ -171,7 +172,7 @@ pub fn losing_positions(bounds: Bounds) -> Scenario {
         .until(1)
 }
 
-/// Two receivers of one aggregate get the messages, some of them more than once.
+/// Two receivers, which share one aggregate, get the messages. Some messages arrive more than once.
 pub fn receiving(bounds: Bounds) -> Scenario {
     Scenario::new("receiving")
         .documents([Ordered, Ordered])

@@ -22,7 +22,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: [Target; 4] =
     [("command", command), ("entry", entry), ("settings", settings), ("position", position)];
 
-/// Reads a command from the queue. A command that can be read must stay the same when it is written and read again.
+/// Reads a command from the queue. If the bytes are a valid command, it must stay the same when it is written and read again.
 pub fn command(bytes: &[u8]) {
     let Ok(command) = ProcessDocumentMessages::from_json(bytes) else { return };
     let again = ProcessDocumentMessages::from_json(&command.to_json());
@@ -42,8 +42,8 @@ pub fn entry(bytes: &[u8]) {
     }
 }
 
-/// Reads the bytes as a pattern of collections and as a file of settings. An accepted one must stay the same when it is printed
-/// and read again.
+/// Reads the bytes as a pattern of collections, and again as a file of settings. A pattern or file that is accepted must stay the
+/// same when it is printed and read again.
 pub fn settings(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(pattern) = text.parse::<NamespacePattern>() {
@@ -51,7 +51,7 @@ pub fn settings(bytes: &[u8]) {
     }
 
     let Ok(printed) = check_settings(text) else { return };
-    // A value that could hold a password is not printed.
+    // A value that could hold a password is printed as `***`, so the printed text can't be read again.
     if !printed.contains("***") {
         let again = check_settings(&printed).map_err(|problems| problems.to_string());
         assert_eq!(again.map(|again| without_origins(&again)), Ok(without_origins(&printed)));
@@ -59,7 +59,7 @@ pub fn settings(bytes: &[u8]) {
 }
 
 thread_local! {
-    /// The text of the settings file that is being read.
+    /// The text that `check_settings` reads as the settings file.
     static FILE: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
@@ -102,12 +102,12 @@ pub fn settings_keys() -> Vec<Key> {
     keys
 }
 
-/// Parses the printed lines into values. The comments, which name the origins, are dropped.
+/// Parses the printed lines into values. The comments in these lines name the origin of each value, and are dropped.
 fn without_origins(printed: &str) -> Option<toml::Table> {
     printed.parse().ok()
 }
 
-/// Reads a stored position of any shape. A rescuer that finds one must never treat its start as the first start.
+/// Reads a stored position of any shape. A rescuer that finds a stored position must never behave as at its first start.
 pub fn position(bytes: &[u8]) {
     let Ok(found) = bson::from_slice::<FoundPosition>(bytes) else { return };
     let here = Here { pipeline: "p".into(), lineage: None, time: Timestamp { time: 1000, increment: 1 } };

@@ -1,5 +1,5 @@
-//! Controls that must fail. Each test breaks a rule of the design on purpose, and the checker must find a counterexample to the
-//! law that depends on the rule. Without these tests, a model in which every law holds would prove nothing.
+//! Controls of the model. Each test breaks a rule of the design on purpose, and passes only if the checker finds a counterexample
+//! to the law that depends on the rule. Without these tests, a model in which every law holds would prove nothing.
 
 use document_outbox::DeliveryOrder::{Ordered, Unordered};
 use outbox_proof::{
@@ -11,7 +11,7 @@ use outbox_proof::{
     world::Fate,
 };
 
-/// Searches a scenario in which this rule is broken, and asserts that the search finds this law broken.
+/// Breaks this rule in a scenario, and asserts that the search then finds a counterexample to this law.
 fn breaks(scenario: Scenario, rule: Broken, law: &str) {
     let proof = search(scenario.broken(rule));
     let found: Vec<_> = proof.broken.iter().map(|(law, _)| *law).collect();

@@ -1,4 +1,5 @@
-//! Gives every input of the fuzz corpora to the functions that `scripts/fuzz` tests. These tests run on a stable toolchain.
+//! Gives every input of the fuzz corpora to the functions that `scripts/fuzz` tests. These tests run on a stable toolchain,
+//! whereas the fuzzer needs a nightly one.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 

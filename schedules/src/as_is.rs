@@ -1,13 +1,13 @@
-//! The schedules, run with the unbroken files of the library.
+//! Runs the schedules with files of the library in which no rule is broken.
 
 use crate::dispatch::{deferred_clears, document_locks};
 
-/// The file of the library, with a replacement for `recv_many`, which shuttle lacks; see `build.rs`.
+/// The library's `batching.rs`. A function of this crate replaces `recv_many`, which shuttle lacks; see `build.rs`.
 mod batching {
     include!(concat!(env!("OUT_DIR"), "/batching_as_is.rs"));
 }
 
-/// The file of the library, with an added point at which another task may run; see `build.rs`.
+/// The library's `seats.rs`, with an added point at which another task may run; see `build.rs`.
 mod seats {
     include!(concat!(env!("OUT_DIR"), "/seats_as_is.rs"));
 }

@@ -1,4 +1,4 @@
-//! The same schedules, run with copies of the files that break one rule each; see `build.rs`.
+//! Runs the schedules with altered copies of the files. In each copy the code breaks one rule; see `build.rs`.
 
 mod batching {
     include!(concat!(env!("OUT_DIR"), "/batching.rs"));

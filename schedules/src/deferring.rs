@@ -16,11 +16,12 @@ use crate::{
     mongo::{Delivered, Overtaken},
 };
 
-/// How many times each message was cleared. This is a lock of std, which shuttle's scheduler ignores: no other task runs while a
-/// task holds it.
+/// How many times each message was cleared. The lock is one of std and not of shuttle, so the scheduler never switches to another
+/// task at this lock.
 type Cleared = Arc<Mutex<HashMap<Uuid, usize>>>;
 
-/// Checks that each deferred message is cleared exactly once: when its time is over, when a save that took it fails, or by a flush.
+/// Checks that each deferred message is cleared exactly once: when it has been deferred for long enough, when a save that took it
+/// fails, or by a flush.
 pub fn whatever_is_deferred_is_cleared_once() {
     explore(defer_take_and_flush);
 }
@@ -31,8 +32,8 @@ pub fn a_flush_waits_for_all_earlier_messages() {
     explore(flush_beside_others);
 }
 
-/// Checks that messages which a written save removed from the document are not cleared again. If their time was over before the
-/// save could take them, they are cleared once.
+/// Checks that messages which a written save removed from the document are not cleared again. If the messages had been deferred
+/// for long enough before the save could take them, they are cleared once.
 pub fn what_a_save_removed_is_gone() {
     explore(take_and_save);
 }
@@ -70,7 +71,7 @@ async fn flush_beside_others() {
     let other = deferred.clone();
     let busy = spawn(async move {
         for number in 1..4 {
-            // After the close `defer` refuses the message, and its delivery would clear it at once.
+            // Once `close` was called, `defer` refuses the message. The library would then clear the message at once.
             let _cleared_at_once = other.defer(delivered(i32::from(number % 2), number), claim_end());
             yield_now().await;
         }

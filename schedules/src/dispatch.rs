@@ -12,7 +12,7 @@ pub(crate) mod unsettled;
 pub(crate) mod processor {
     use crate::observe::health::InFlight;
 
-    /// Replaces the library's processor for the seats; it is always available.
+    /// Replaces the library's processor, which the seats ask whether it is available; this one always is.
     #[derive(Debug, Default)]
     pub(crate) struct Processor;
 

@@ -1,4 +1,5 @@
-//! The schedules of deferred clears, run with a copy whose flush begins to wait too late: after it has read the state.
+//! Runs the schedules of deferred clears with a broken copy: a flush asks to be notified too late, only after it has read the
+//! state.
 
 mod deferred_clears {
     include!(concat!(env!("OUT_DIR"), "/late_flush.rs"));

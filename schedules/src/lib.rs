@@ -1,11 +1,13 @@
-//! Runs the parts of the library that tasks share under many schedules, that is, orders in which the tasks take their steps.
+//! Tests the parts of the library that several tasks use at the same time. Each test runs under many schedules; a schedule is an
+//! order in which the tasks take their steps.
 //!
 //! The files under test are files of the library, compiled again with the locks, channels and tasks of
-//! [shuttle](https://docs.rs/shuttle) in place of tokio's. At each step of a lock, channel or task, shuttle's scheduler decides
-//! which task runs next. A run that fails prints its schedule, which `shuttle::replay` repeats. The driver, lapin and tokio-util
-//! are used unchanged.
+//! [shuttle](https://docs.rs/shuttle) instead of those of tokio. At each step of a lock, channel or task, shuttle's scheduler
+//! decides which task runs next. A run that fails prints its schedule, which `shuttle::replay` repeats. The MongoDB driver, lapin
+//! and tokio-util are not replaced.
 //!
-//! `build.rs` also writes copies of the files that break one rule each. The schedules of these copies must fail.
+//! `build.rs` also writes altered copies of the files. In each broken copy the code breaks one rule, and the schedules of the
+//! copy must fail.
 //!
 //! # Caveats
 //! Time is not modelled: a `sleep` ends whenever its task runs, and a `timeout` never expires.
@@ -36,8 +38,8 @@ mod stored;
 /// How many schedules each test runs when the environment variable `SCHEDULES` is not set.
 const SCHEDULES: usize = 4_000;
 
-/// Runs `run` under many schedules. Half of them are random; the others give tasks random priorities, which finds rare orders of a
-/// few steps.
+/// Runs `run` under many schedules. Half of the schedules choose each step at random. The other half give the tasks random
+/// priorities, and so find errors that need a rare order of a few steps.
 fn explore<F: Future<Output = ()> + 'static>(run: fn() -> F) {
     let asked = std::env::var("SCHEDULES").ok().and_then(|count| count.parse().ok());
     let count: usize = asked.unwrap_or(SCHEDULES);
@@ -49,8 +51,8 @@ fn document(id: i32) -> DocumentRef {
     DocumentRef::by_id(Namespace::new("shop", "orders"), id)
 }
 
-/// Does what tokio's `recv_many` does: waits for a value, takes the values that have arrived with it, and returns their number,
-/// which is zero when the channel is closed.
+/// Does what tokio's `recv_many` does: waits for a value, takes it and any other values that have arrived, up to `limit`
+/// together, and returns their number. The number is zero when the channel is closed.
 async fn recv_many<T>(queue: &mut mpsc::Receiver<T>, buffer: &mut Vec<T>, limit: usize) -> usize {
     let Some(first) = queue.recv().await else { return 0 };
     buffer.push(first);

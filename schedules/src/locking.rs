@@ -12,7 +12,7 @@ use crate::{document, explore};
 
 const TASKS: usize = 4;
 
-/// Checks that only one task at a time works on a document, and that a task which gets no lock has its work done by a waiting task.
+/// Checks that only one task at a time works on a document, and that another task does the work of a task which gets no lock.
 pub fn no_work_on_a_document_is_lost() {
     explore(work_beside_each_other);
 }
@@ -25,7 +25,7 @@ async fn work_beside_each_other() {
     for number in 0..TASKS {
         let (locks, at_work, waiting) = (locks.clone(), at_work.clone(), waiting.clone());
         tasks.push(spawn(async move {
-            // A task's work is counted before the task asks for the lock.
+            // The task counts its work as waiting before it asks for the lock.
             waiting.fetch_add(1, Ordering::SeqCst);
             yield_now().await;
             let lock =

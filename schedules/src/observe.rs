@@ -1,4 +1,4 @@
-//! Replaces the library's `src/observe/`.
+//! Replaces the modules of the library's `src/observe/`.
 
 pub(crate) mod event {
     pub(crate) use document_outbox::Shed;

@@ -13,8 +13,8 @@ use crate::{dispatch::processor::Processor, explore, stored::memory::Memory};
 const CAPACITY: usize = 2;
 const SAVES: usize = 4;
 
-/// Checks that every save with a seat has handed its messages over when the close ends, that no more than `CAPACITY` seats are ever
-/// taken, and that no save is counted in the end.
+/// Checks that every save with a seat has handed its messages over for delivery when the close ends, that no more than `CAPACITY`
+/// seats are ever taken, and that no save is still counted at the end.
 pub fn a_close_waits_for_every_save_with_a_seat() {
     explore(close_beside_saves);
 }

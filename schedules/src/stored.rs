@@ -14,7 +14,7 @@ pub(crate) mod entry {
 pub(crate) mod filter {
     use serde::Serialize;
 
-    /// Replaces the library's filter; the schedules send no statement that would need one.
+    /// Replaces the library's `Filter`; the schedules send no statement that needs a filter.
     #[derive(Debug, Clone, Serialize)]
     pub(crate) struct Filter;
 }

@@ -1,8 +1,8 @@
-//! Each test runs thousands of schedules; `SCHEDULES=100000 cargo test -p outbox-schedules` runs more.
+//! Each test runs thousands of schedules; `SCHEDULES=100000 cargo test -p outbox-schedules` runs 100,000 in each test.
 
 use outbox_schedules::{as_is, broken, late_flush};
 
-/// Expects these schedules, which run with a broken copy, to fail.
+/// Expects these schedules to fail, because they run with a broken copy.
 fn fails(schedules: fn()) {
     let failed = std::panic::catch_unwind(schedules);
     assert!(failed.is_err(), "no schedule shows that the rule is broken");

@@ -1,5 +1,5 @@
-//! The applications of a storm: one with ordered messages, one with deferred clears, one with unordered messages, one in which dead
-//! messages block later ones, and one whose collection is dropped and renamed.
+//! The applications of a storm: one with ordered messages, one with deferred clears, one with unordered messages, one in which a
+//! dead message blocks later messages of its document, and one whose collection is dropped and renamed.
 
 use super::{Actor, LOG_FILTER, Placement, Role};
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
 pub(super) struct Application;
 
 impl Actor for Application {
-    /// Names the applications; each saves in a collection with the same name.
+    /// Returns the names of the applications. Each application saves in a collection that has the application's name.
     fn names(&self) -> &'static [&'static str] {
         &["ordered", "deferred", "unordered", "dead_blocks", "moving"]
     }

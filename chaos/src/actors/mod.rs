@@ -33,7 +33,7 @@ pub(crate) enum Role {
     Dispatcher,
 }
 
-/// The addresses, names and folders that a process of a storm needs.
+/// The addresses, names and folders that the harness needs to start a process.
 #[derive(Debug, Clone)]
 pub(crate) struct Placement {
     pub(crate) mongodb: String,
@@ -63,7 +63,7 @@ impl Placement {
     }
 }
 
-/// The log filter of all processes. It includes the log lines that help to explain a duplicate.
+/// The log filter of all processes. It keeps the log lines that help to explain a duplicate.
 const LOG_FILTER: &str = "info,lapin=warn,document_outbox::dispatch=debug";
 
 /// Returns the settings that the rescuer and the dispatcher share.

@@ -21,7 +21,8 @@ impl Actor for Rescuer {
     fn program(&self, name: &str, placement: &Placement) -> Program {
         let mut environment = service_environment(placement);
         let millis = |duration: std::time::Duration| format!("{}ms", duration.as_millis());
-        // The settings of a rescuer cannot turn its sweep off, so the rescuer that is broken on purpose sweeps every 23 hours.
+        // No setting turns a rescuer's sweep off. To run without a sweep on purpose, the harness sets the pause between two
+        // sweeps to 23 hours.
         let has_sweep = placement.control != Some(Control::NoSweep);
         let sweep = if has_sweep { settings::SWEEP_INTERVAL } else { std::time::Duration::from_hours(23) };
         let full = if has_sweep { settings::FULL_SWEEP_INTERVAL } else { sweep };

@@ -1,9 +1,9 @@
-//! A broken implementation of `Deliver`, which checks that a storm finds the defect.
+//! An implementation of `Deliver` that is broken on purpose. A storm must find its defect.
 
 use async_trait::async_trait;
 use document_outbox::deliver::{Answer, Deliver, Envelope, Outcome, RabbitMq};
 
-/// Reports each message as delivered as soon as it is sent, so that messages are cleared before they are confirmed.
+/// Reports each message as delivered as soon as it is sent, so that messages are cleared before RabbitMQ has confirmed them.
 pub(super) struct Hasty(pub(super) RabbitMq);
 
 #[async_trait]

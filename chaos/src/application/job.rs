@@ -1,4 +1,4 @@
-//! The task that an application gets, and the lines that an application prints.
+//! The settings that an application gets, and the lines that an application prints.
 
 use std::io::Write;
 
@@ -18,7 +18,7 @@ pub(crate) struct Job {
     pub(crate) commands_queue: String,
     pub(crate) order: Order,
     pub(crate) defers_clears: bool,
-    /// Whether messages count as delivered before RabbitMQ has confirmed them, which breaks the engine on purpose.
+    /// Whether messages count as delivered before RabbitMQ has confirmed them. This breaks the delivery on purpose.
     pub(crate) clears_before_confirm: bool,
 }
 
@@ -34,11 +34,11 @@ pub(crate) enum Order {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "says", rename_all = "snake_case")]
 pub(crate) enum Line {
-    /// Printed before a save: the save and its messages.
+    /// Printed before a save: the save's number and document, and the ids of its messages.
     Try { life: u32, number: u64, document: String, ids: Vec<String> },
     /// Printed after a save: the outcome of the save.
     End { life: u32, number: u64, outcome: String },
-    /// Printed regularly: the date by the clock of the application, in milliseconds.
+    /// Printed regularly: the date of the application's own clock, in milliseconds.
     Date { millis: i64 },
 }
 

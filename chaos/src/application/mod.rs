@@ -70,7 +70,7 @@ pub(crate) async fn run(job: Job) -> Result<()> {
     Ok(())
 }
 
-/// Follows the orders that arrive on standard input until SIGTERM.
+/// Executes the orders that arrive on standard input, until the process gets SIGTERM.
 async fn obey(savers: &mut Savers) -> Result<()> {
     let mut end = signal(SignalKind::terminate())?;
     let mut orders = BufReader::new(tokio::io::stdin()).lines();

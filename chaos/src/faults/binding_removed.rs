@@ -1,4 +1,4 @@
-//! A fault that removes the binding of the receiver's queue, so that RabbitMQ has no queue for any message.
+//! A fault that removes the binding of the receiver's queue, so that RabbitMQ can route no message to a queue.
 
 use anyhow::Result;
 use async_trait::async_trait;

@@ -1,5 +1,5 @@
-//! A fault that holds all data between one process and its servers, without an error for either side. Afterwards the data is passed
-//! on late, or the connections are cut.
+//! A fault that holds all data between one process and its servers, without an error for either side. When the fault ends, the
+//! data is either passed on late or lost, because the connections are cut.
 
 use anyhow::Result;
 use async_trait::async_trait;

@@ -1,4 +1,4 @@
-//! A fault that makes RabbitMQ close channels of one process, as it does after a request that it cannot fulfil.
+//! A fault that makes RabbitMQ close channels of one process, as RabbitMQ also does after any request that it cannot fulfil.
 
 use std::time::{Duration, Instant};
 

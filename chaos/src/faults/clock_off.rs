@@ -1,5 +1,5 @@
-//! A fault that sets the date of one process ahead or behind. The monotonic clock of the process stays correct, as it does when an
-//! operator sets the date.
+//! A fault that sets the date of one process ahead or behind. The monotonic clock of the process stays correct, because an
+//! operator who sets the date does not change that clock either.
 
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,7 @@ impl Fault for ClockOff {
     }
 }
 
-/// Returns how far the date that a process reports is off, in milliseconds.
+/// Returns by how many milliseconds the date that a process reports is wrong.
 async fn clock_of(participant: &Participant, system: &System, since: Instant) -> Option<i64> {
     if participant.role == Role::Application {
         return system.ledger.clock_of(participant.name(), since);

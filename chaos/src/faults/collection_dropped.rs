@@ -26,7 +26,8 @@ impl Fault for CollectionDropped {
         let collection = system.database().collection::<Document>(MOVING);
         let documents = collection.estimated_document_count().await?;
         collection.drop().await?;
-        // The drop is noted only after it is done: the ledger also excuses a save that began before the drop and arrived after it.
+        // The drop is noted only after it is done. A save that began before this moment may have been executed before or after
+        // the drop, and the ledger excuses its loss either way.
         system.ledger.drop_collection(MOVING);
         system.ensure_indexes(MOVING).await?;
         Ok(Effect::new(format!("collection {MOVING}"), documents > 0, format!("with {documents} documents")))

@@ -24,7 +24,8 @@ impl Fault for CutMidFrame {
         let mut random = blow.random();
         let participant = any(system, &mut random);
         let place = random.usize(0..participant.mongodb.len() + 2);
-        // RabbitMQ is chosen more often than a member, because a process sends most of its data to RabbitMQ and to the primary.
+        // The link to RabbitMQ is chosen more often than the link to any one MongoDB member, because a process sends most of its
+        // data to RabbitMQ and to the primary.
         let link = participant.mongodb.get(place).unwrap_or(&participant.rabbitmq);
 
         link.cut_mid_frame();

@@ -1,4 +1,4 @@
-//! A fault that sends commands which no rescuer would send: malformed or far too long ones, and ones that name a collection that is
+//! A fault that sends commands which no rescuer would send: some are malformed or far too long; others name a collection that is
 //! not watched, a document that does not exist, or another cluster.
 
 use std::time::Duration;

@@ -48,7 +48,7 @@ impl Fault for HistoryLost {
             let Some(owner) = owner(system).await else {
                 return Ok(Effect::new("rescuers", false, "no rescuer owns the stream"));
             };
-            // The killed rescuer's own count is lost with the process.
+            // The count that the killed rescuer served is gone, so it is subtracted.
             before -= owner.series(LOSSES).await;
             owner.process.kill();
             let positions = system.state().collection::<Document>("positions");
@@ -72,7 +72,7 @@ async fn owner(system: &System) -> Option<&Participant> {
     None
 }
 
-/// Returns the number of lost positions that the running rescuers report. A killed rescuer forgets its number.
+/// Returns the number of lost positions that the running rescuers report. A rescuer that is started again begins at zero.
 async fn lost(system: &System) -> f64 {
     let mut lost = 0.0;
     for participant in system.of_role(Role::Rescuer) {

@@ -7,7 +7,7 @@ use tokio::time::sleep;
 use super::{Blow, Effect, Fault, Scope};
 use crate::{actors::Role, system::System};
 
-/// How many saves a document must have for the fault to count as effective.
+/// The fault counts as effective if at least this many saves of the document were made.
 const HOT: usize = 10;
 
 pub(super) struct HotDocument;

@@ -1,4 +1,4 @@
-//! A fault that drops the index which the sweep uses, and creates it again later.
+//! A fault that drops the index which the sweep uses, and later creates the index again.
 
 use anyhow::Result;
 use async_trait::async_trait;

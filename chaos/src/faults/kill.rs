@@ -25,7 +25,7 @@ impl Fault for Kill {
         let starts = participant.process.starts();
         let was_hit = participant.process.kill();
 
-        // The fault ends when the process has been started again.
+        // The fault ends when the process is running again.
         let is_back =
             Participant::wait_until(Duration::from_secs(5), async || participant.process.starts() > starts)
                 .await;

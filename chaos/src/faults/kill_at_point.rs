@@ -1,4 +1,5 @@
-//! A fault that sends SIGKILL to one process at a named point: right before or after a certain frame has passed its link.
+//! A fault that sends SIGKILL to one process at a named point: right before or right after a frame of a certain kind passes the
+//! process's link.
 
 use std::time::Duration;
 

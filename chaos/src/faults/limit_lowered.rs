@@ -1,4 +1,4 @@
-//! A fault that makes RabbitMQ refuse longer messages for a while.
+//! A fault that makes RabbitMQ refuse all messages longer than `LIMIT` for a while.
 
 use std::time::{Duration, Instant};
 
@@ -9,9 +9,10 @@ use tokio::time::sleep;
 use super::{Blow, Effect, Fault, Scope};
 use crate::system::{Participant, System};
 
-/// How long it may take until a process sends a longer message.
+/// How long it may take until a process sends a message that is longer than `LIMIT`.
 const PATIENCE: Duration = Duration::from_secs(6);
-/// The largest message in bytes during the fault; most messages are shorter, and some are longer.
+/// The length in bytes of the longest message that RabbitMQ accepts during the fault. Most messages are shorter, and some are
+/// longer.
 const LIMIT: u64 = 1_000;
 
 pub(super) struct LimitLowered;
@@ -40,7 +41,7 @@ impl Fault for LimitLowered {
     }
 }
 
-/// Cuts all connections to RabbitMQ, because a channel keeps the limit that was set when it was opened.
+/// Cuts all connections to RabbitMQ, because an open channel does not learn of a new limit.
 fn reconnect(system: &System) {
     for participant in &system.participants {
         participant.rabbitmq.cut();

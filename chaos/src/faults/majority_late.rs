@@ -1,4 +1,5 @@
-//! A fault that makes both secondaries apply every write 1 to 10 s late, so that every majority write takes that long.
+//! A fault that makes both secondaries apply every write 1 to 10 s late, so that every write that waits for the majority takes 1
+//! to 10 s.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! A fault that stops both secondaries from applying writes for a while. They still vote, so the primary stays the same.
+//! A fault that stops both secondaries from applying writes for a while. The secondaries still vote, so no other primary is
+//! elected.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! A fault that raises the memory alarm of a RabbitMQ node, so that the cluster accepts messages from no publisher.
+//! A fault that raises the memory alarm of a RabbitMQ node, so that no node of the cluster accepts a message from a publisher.
 
 use std::time::Instant;
 

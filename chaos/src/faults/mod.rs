@@ -38,10 +38,10 @@ use crate::system::{Participant, System};
 pub(crate) trait Fault: Sync {
     fn name(&self) -> &'static str;
 
-    /// Returns the part of the system that the fault hits. Two faults with the same scope never strike together.
+    /// Returns the part of the system that the fault hits. Two faults with the same scope never strike at the same time.
     fn scope(&self) -> Scope;
 
-    /// Causes the fault for about the length of the blow, checks that it had an effect, and repairs the damage.
+    /// Causes the fault for about the time `blow.length`, checks that the fault had an effect, and repairs the damage.
     async fn strike(&self, system: &System, blow: Blow) -> Result<Effect>;
 }
 
@@ -76,7 +76,7 @@ pub(crate) const ALL: &[&dyn Fault] = &[
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Scope {
-    /// A single process.
+    /// One process of the system.
     Process,
     /// The MongoDB servers.
     Mongo,
@@ -86,7 +86,7 @@ pub(crate) enum Scope {
     Data,
 }
 
-/// The parameters of one strike of a fault, which are drawn before the storm.
+/// The parameters of one strike of a fault. They are drawn before the storm.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Blow {
     pub(crate) length: Duration,

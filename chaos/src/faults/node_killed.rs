@@ -31,8 +31,8 @@ impl Fault for NodeKilled {
         } else {
             system.placement.commands_queue()
         };
-        // A node is killed only when all three run and each has a copy of the queue. A queue has copies only on nodes that ran when it
-        // was made, and the two nodes that are left must be a majority of the copies.
+        // A node is killed only when all three run and each has a copy of the queue. A queue has copies only on nodes that were
+        // running when the queue was made, and a queue works only while a majority of its copies is on running nodes.
         if !system.began_whole || !cluster.is_whole().await {
             return Ok(Effect::new("rabbitmq", false, "a node is still on its way back"));
         }
@@ -46,7 +46,7 @@ impl Fault for NodeKilled {
         })
         .await;
         sleep(blow.length / 2).await;
-        // The node takes a while to boot; the storm continues meanwhile.
+        // The node takes a while to boot. The storm continues during that time.
         cluster.begin_start(leader)?;
         let name = cluster.name(leader);
         Ok(Effect::new("rabbitmq", was_hit && is_led, format!("{name} led {queue}, then node {another:?}")))

@@ -1,4 +1,4 @@
-//! A fault in which another program writes a document that is too large for a claim to be added to it.
+//! A fault in which another program writes a document that is so large that a claim can't be added to it.
 
 use anyhow::Result;
 use async_trait::async_trait;
@@ -12,7 +12,8 @@ use uuid::Uuid;
 use super::{Blow, Effect, Fault, Scope};
 use crate::system::System;
 
-/// The largest size of a document (`LARGEST`), and how many bytes of it are left free (`ROOM`).
+/// The largest document that MongoDB accepts (`LARGEST`), and by how much the document of this fault is smaller (`ROOM`), both in
+/// bytes.
 const LARGEST: usize = 16 << 20;
 const ROOM: usize = 20;
 const MESSAGES: usize = 3;

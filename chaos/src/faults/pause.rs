@@ -1,5 +1,5 @@
-//! A fault that stops one process with SIGSTOP and continues it with SIGCONT. The claims and leases of the process may have expired
-//! meanwhile.
+//! A fault that stops one process with SIGSTOP and continues it with SIGCONT. The claims and leases of the process may expire
+//! during the pause.
 
 use anyhow::Result;
 use async_trait::async_trait;

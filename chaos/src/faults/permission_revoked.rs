@@ -1,4 +1,5 @@
-//! A fault that revokes the permission of one process's user to write to the exchange of messages, and grants it again later.
+//! A fault that revokes a permission of one process's RabbitMQ user, and grants the permission again later: to write to the
+//! exchange of messages.
 
 use std::time::{Duration, Instant};
 
@@ -34,7 +35,7 @@ impl Fault for PermissionRevoked {
         let begun = Instant::now();
 
         system.servers.cluster.permit(participant.name(), ".*[.](commands|process)").await?;
-        // An open channel keeps its earlier permissions, so the connection is cut.
+        // An open channel keeps the permissions that it had when it was opened, so the connection is cut.
         participant.rabbitmq.cut();
         let is_refused = async || system.traffic.closings(begun, Some(participant.name()), &[403]) > 0;
         Participant::wait_until(PATIENCE, is_refused).await;

@@ -1,5 +1,5 @@
-//! A fault that sends SIGKILL to the primary, and starts the member again after a while. The member then rolls back writes that only it
-//! had.
+//! A fault that sends SIGKILL to the primary, and starts the killed member again after a while. The member then rolls back the
+//! writes that no other member had received.
 
 use std::time::Duration;
 

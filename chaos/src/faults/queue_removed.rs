@@ -24,7 +24,7 @@ impl Fault for QueueRemoved {
     async fn strike(&self, system: &System, blow: Blow) -> Result<Effect> {
         let receiver = &system.receiver;
         if blow.random().bool() {
-            // The processes that use the queue of commands make it again.
+            // The harness does not make the queue of commands again, because the processes that use the queue do.
             let queue = system.placement.commands_queue();
             receiver.delete(&queue).await?;
             let is_gone = system.servers.cluster.leader(&queue).await.is_none();
@@ -36,7 +36,8 @@ impl Fault for QueueRemoved {
             ));
         }
 
-        // Messages in the receiver's queue are already delivered. The product could not prevent their loss.
+        // The receiver's queue is deleted only once it is empty: its messages count as delivered, and the product could not
+        // prevent their loss.
         receiver.unbind().await?;
         let is_empty =
             Participant::wait_until(Duration::from_secs(5), async || receiver.backlog().await == Some(0))

@@ -24,7 +24,7 @@ impl Fault for Stepdown {
     async fn strike(&self, system: &System, _blow: Blow) -> Result<Effect> {
         let set = &system.servers.set;
         let old = set.wait_for_primary().await?;
-        // The primary may close the connection in place of an answer, so the result is ignored.
+        // The primary may close the connection instead of answering, so the result is ignored.
         let _ = set.on(old, doc! { "replSetStepDown": 20, "force": true }).await;
         let mut new = None;
         let is_new = Participant::wait_until(Duration::from_secs(15), async || {

@@ -1,4 +1,4 @@
-//! The observations of a run, and questions that they answer.
+//! The observations of a run, and functions that answer questions from the observations.
 
 use std::{collections::HashMap, time::Instant};
 
@@ -20,7 +20,7 @@ use crate::{
 pub(crate) struct Evidence<'a> {
     pub(crate) saves: Vec<Save>,
     pub(crate) receipts: Vec<Receipt>,
-    /// Messages that were dead, with the times at which they were replayed.
+    /// For each message that was dead: the times at which the harness replayed the message.
     pub(crate) died: HashMap<Uuid, Vec<Instant>>,
     pub(crate) drops: Vec<(String, Instant)>,
     pub(crate) truth: Truth,
@@ -37,7 +37,7 @@ impl Evidence<'_> {
         self.processes.iter().any(|process| process.name == name && process.has_ended(from, until))
     }
 
-    /// Whether a process logged these words about this document in this time.
+    /// Whether a process logged the words `what` about this document between `from` and `until`.
     pub(super) fn said(&self, name: &str, what: &str, document: &str, from: Instant, until: Instant) -> bool {
         self.processes.iter().any(|process| process.name == name && process.said(what, document, from, until))
     }
@@ -50,7 +50,8 @@ impl Evidence<'_> {
         self.sightings.primary_changed(from, until)
     }
 
-    /// Whether MongoDB or the machine was too slow in this time, or a fault hit MongoDB or this process.
+    /// Whether MongoDB or the machine was too slow between `from` and `until`, or a fault hit MongoDB or the named process in
+    /// that time.
     pub(super) fn was_hindered(&self, name: &str, from: Instant, until: Instant) -> bool {
         self.sightings.was_slow(from, until)
             || self.is_hit(from, until, |target| target == name || target.starts_with("mongodb"))
@@ -62,7 +63,7 @@ impl Evidence<'_> {
         self.spans.iter().filter(overlaps).any(|span| span.took && is_meant(&span.target))
     }
 
-    /// Whether the collection of this save was dropped after the save began.
+    /// Whether the collection in which this save was made was dropped after the save began.
     pub(super) fn was_dropped(&self, save: &Save) -> bool {
         self.drops.iter().any(|(collection, at)| *collection == save.collection && save.begun <= *at)
     }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::truth::uuid_of;
 use crate::servers::Set;
 
-/// The states of each message of a run, in the order of their times.
+/// The states that each message of a run had, in the order of time.
 #[derive(Debug, Default)]
 pub(crate) struct History {
     states: HashMap<Uuid, Vec<State>>,
@@ -25,7 +25,7 @@ pub(super) struct State {
     pub(super) available_at: Option<i64>,
 }
 
-/// How the claim under which a message was published ended before the message was published again.
+/// A message was published twice: how the claim of the first publish ended before the second publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ClaimEnd {
     /// The claim did not end: both publishes were under the same claim.
@@ -34,12 +34,12 @@ pub(super) enum ClaimEnd {
     Expired { since: i64, until: i64 },
     /// The holder released the claim at this time.
     Released(i64),
-    /// Another holder took the message while the claim was in force. This must not happen.
+    /// Another holder claimed the message before the first claim had expired. This must not happen.
     Broken,
 }
 
 impl History {
-    /// Reads all writes to this database since `since` from the oplog; writes that were rolled back are not in it.
+    /// Reads all writes to this database since `since` from the oplog. The oplog does not contain writes that were rolled back.
     pub(crate) async fn read(set: &Set, database: &str, since: DateTime) -> Result<Self> {
         let seconds = u32::try_from(since.timestamp_millis() / 1_000 - 5).unwrap_or_default();
         let of_database = format!("^{database}[.]");
@@ -97,7 +97,8 @@ impl History {
         }
     }
 
-    /// Returns how the claim of the first publish ended before the second one; none when the oplog shows no claim before the first one.
+    /// Returns how the claim of the first publish, at `first`, ended before the second publish, at `again`. Returns none if the
+    /// oplog shows no claim before the first publish.
     pub(super) fn claim_end(&self, id: Uuid, first: i64, again: i64) -> Option<ClaimEnd> {
         let states = self.states.get(&id)?;
         let claim_at =
@@ -153,7 +154,8 @@ fn change_array(array: &mut Vec<Bson>, diff: &Document) {
     }
 }
 
-/// Applies an update to the fields of an outbox entry. Changes inside nested documents are ignored; the history needs none of them.
+/// Applies an update to the fields of an outbox entry. Changes inside nested documents are ignored, because the history needs
+/// only fields of the entry itself.
 fn change_document(document: &mut Document, diff: &Document) {
     for name in diff.get_document("d").into_iter().flat_map(Document::keys) {
         document.remove(name);

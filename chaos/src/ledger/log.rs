@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::{application::Line, timeline::Timeline};
 
-/// The ledger of one run. Clones share the same entries. Each entry is also written to a file.
+/// The ledger of one run. All clones of a ledger share their entries. Each entry is also written to a file.
 #[derive(Clone)]
 pub(crate) struct Ledger {
     entries: Arc<Mutex<Entries>>,
@@ -25,19 +25,19 @@ pub(crate) struct Ledger {
 
 struct Entries {
     saves: Vec<Save>,
-    /// The places in `saves` of saves without an outcome, by process, life and number.
+    /// The saves that have no outcome yet: the index in `saves`, by the process, its life and the number of the save.
     open: HashMap<(String, u32, u64), usize>,
     receipts: Vec<Receipt>,
-    /// Messages that were dead, with the times at which they were replayed.
+    /// For each message that was dead: the times at which the harness replayed the message.
     died: HashMap<Uuid, Vec<Instant>>,
-    /// Collections that were dropped, with the times of the drops.
+    /// Each drop of a collection: the name of the collection, and the time.
     drops: Vec<(String, Instant)>,
-    /// For each process, how far its date is off in milliseconds, and when the process reported its date.
+    /// For each process: by how many milliseconds its date is wrong, and when the process reported the date.
     dates: HashMap<String, (i64, Instant)>,
     file: BufWriter<File>,
 }
 
-/// A save with messages, as an application announced it.
+/// A save with messages that an application announced.
 #[derive(Debug, Clone)]
 pub(crate) struct Save {
     pub(crate) process: String,
@@ -45,7 +45,7 @@ pub(crate) struct Save {
     pub(crate) document: String,
     pub(crate) ids: Vec<Uuid>,
     pub(crate) begun: Instant,
-    /// The time and the outcome; none when the process died before it reported them.
+    /// When the save ended, and its outcome; none if the process died before it reported an outcome.
     pub(crate) end: Option<(Instant, String)>,
 }
 
@@ -53,7 +53,7 @@ pub(crate) struct Save {
 #[derive(Debug, Clone)]
 pub(crate) struct Receipt {
     pub(crate) id: Uuid,
-    /// Whether RabbitMQ delivered this message to the harness before, without an acknowledgement.
+    /// Whether RabbitMQ had already delivered this copy to the harness, without getting an acknowledgement.
     pub(crate) is_redelivered: bool,
 }
 
@@ -93,7 +93,7 @@ impl Ledger {
         }
     }
 
-    /// Notes that a save is about to be made, and returns its place in the list of saves.
+    /// Notes that a save is about to be made, and returns the index of the save in `saves`.
     pub(crate) fn begin(&self, process: &str, collection: &str, document: &str, ids: Vec<Uuid>) -> usize {
         let at = self.timeline.now();
         let mut entries = self.entries.lock();
@@ -109,7 +109,7 @@ impl Ledger {
         entries.saves.len() - 1
     }
 
-    /// Notes the outcome of the save at this place.
+    /// Notes the outcome of the save at the index `place` of `saves`.
     pub(crate) fn end(&self, place: usize, outcome: &str) {
         let at = self.timeline.now();
         let mut entries = self.entries.lock();
@@ -164,7 +164,8 @@ impl Ledger {
         self.entries.lock().receipts.iter().map(|receipt| receipt.id).collect()
     }
 
-    /// Returns how far the date of a process was off at its last report; none when the last report is older than `since`.
+    /// Returns by how many milliseconds the date of a process was wrong when the process last reported it; none if that report is
+    /// older than `since`.
     pub(crate) fn clock_of(&self, process: &str, since: Instant) -> Option<i64> {
         let entries = self.entries.lock();
         entries.dates.get(process).filter(|(_, at)| *at >= since).map(|(off, _)| *off)

@@ -1,6 +1,6 @@
-//! Compares the messages that should have arrived with those that did. All of this is observed from outside the system: the
-//! applications print their saves on standard output, the harness's own consumer receives the messages, and at the end of a run a
-//! field of the documents other than the outbox lists the messages that were committed.
+//! Compares the messages that should have arrived with the messages that did arrive. The ledger observes the system only from
+//! outside: the applications print their saves on standard output, the harness's own consumer receives the messages, and at the
+//! end of a run the field `sent` of each document, which is not part of the outbox, lists the messages that were committed.
 
 mod evidence;
 mod history;

@@ -39,7 +39,7 @@ pub(crate) struct Receiver {
 }
 
 impl Receiver {
-    /// Makes the exchange and the queue, and begins to consume.
+    /// Makes the exchange and the queue, and begins to consume messages.
     pub(crate) async fn start(
         cluster: Arc<Cluster>,
         exchange: String,
@@ -70,7 +70,7 @@ impl Receiver {
         Ok((connection, channel))
     }
 
-    /// Removes the binding of the queue, so that RabbitMQ has no queue for new messages.
+    /// Removes the binding of the queue, so that RabbitMQ can route new messages to no queue.
     pub(crate) async fn unbind(&self) -> Result<()> {
         let (connection, channel) = self.channel().await?;
         let (queue, exchange) = (self.queue.as_str().into(), self.exchange.as_str().into());
@@ -87,7 +87,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// Returns how many messages wait in the queue for a consumer; none when RabbitMQ does not answer.
+    /// Returns how many messages in the queue wait for a consumer; none if RabbitMQ does not answer.
     pub(crate) async fn backlog(&self) -> Option<u32> {
         let (connection, channel) = self.channel().await.ok()?;
         let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
@@ -128,7 +128,7 @@ impl Consumption {
         Ok(())
     }
 
-    /// Consumes over one connection until it fails, and then over a new one.
+    /// Consumes messages over a connection until the connection fails, and then over a new connection.
     async fn consume(&self) {
         loop {
             let _ = self.consume_once().await;
@@ -166,7 +166,8 @@ impl Consumption {
     }
 }
 
-/// Declares the exchange as the library does, and a durable quorum queue that is bound for all messages.
+/// Declares the exchange as the library does. Also declares a durable quorum queue, and binds the queue to the exchange for all
+/// messages.
 async fn make(channel: &Channel, exchange: &str, queue: &str) -> Result<()> {
     let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
     let declared =

@@ -1,5 +1,5 @@
-//! The final state of the documents, as a majority of the MongoDB set has it: the messages that each document ever sent, and those
-//! still in its outbox.
+//! The final state of the documents, as a majority of the MongoDB set has it: the messages that each document ever sent, and the
+//! messages that are still in its outbox.
 
 use std::collections::{HashMap, HashSet};
 
@@ -84,7 +84,7 @@ pub(crate) async fn filled_outboxes(database: &Database) -> Result<u64> {
     Ok(filled)
 }
 
-/// Replays every dead message as the operations page describes, and notes each in the ledger.
+/// Replays every dead message as docs/operations.md describes, and notes each replay in the ledger.
 pub(crate) async fn replay_dead(database: &Database, ledger: &Ledger) -> Result<()> {
     for collection in collections(database).await? {
         let documents = database.collection::<Document>(&collection);

@@ -1,4 +1,4 @@
-//! Judges a run: compares the messages that should have arrived with those that did.
+//! Judges a run: compares the messages that should have arrived with the messages that did arrive.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -19,9 +19,10 @@ const NOTHING_WRITTEN: [&str; 7] =
     ["unchanged", "conflict", "gone", "exists", "unavailable", "refused", "full"];
 /// How many duplicates of each window the report describes.
 const EXAMPLES: usize = 3;
-/// How many problems of one kind are reported.
+/// How many problems of each kind the report describes.
 const TOLD: usize = 5;
-/// A save counts as answerable only if a majority write that began after it was done within this time.
+/// A save counts as answerable only if a majority write that began after the save did was done at most this long after the save
+/// began.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// The verdict on a run.
@@ -37,8 +38,8 @@ pub(crate) struct Verdict {
     pub(crate) misreported: usize,
     pub(crate) order_violations: usize,
     pub(crate) died: usize,
-    /// The number of saves made while a majority could answer (`answerable`), and the number of those whose outcome is unknown
-    /// (`indeterminate`).
+    /// `answerable`: the number of saves that were made while a majority could answer. `indeterminate`: how many of these saves
+    /// had an unknown outcome.
     pub(crate) answerable: usize,
     pub(crate) indeterminate: usize,
     pub(crate) problems: Vec<String>,
@@ -67,7 +68,7 @@ pub(crate) fn judge(seen: &Evidence<'_>) -> Verdict {
     verdict
 }
 
-/// Checks that the outcome which an application got for a save is true.
+/// Checks that the outcome which an application reported for a save is true.
 fn judge_save(save: &Save, seen: &Evidence<'_>, verdict: &mut Verdict) {
     let outcome = save.end.as_ref().map_or("cut_off", |(_, outcome)| outcome);
     *verdict.outcomes.entry(outcome.to_owned()).or_default() += 1;
@@ -127,8 +128,8 @@ fn owners<'a>(seen: &'a Evidence<'_>) -> HashMap<Uuid, &'a Save> {
     owners
 }
 
-/// Compares the order in which messages were first received with their order in the document. A dead message may be overtaken,
-/// except in the collection where dead messages block later ones.
+/// Compares the order in which messages were first received with their order in the document. Later messages may overtake a dead
+/// message, except in the collection where a dead message blocks later messages of its document.
 fn judge_order(seen: &Evidence<'_>, verdict: &mut Verdict) {
     let mut first = HashMap::new();
     for (place, receipt) in seen.receipts.iter().enumerate() {
@@ -153,7 +154,7 @@ fn judge_duplicates(seen: &Evidence<'_>, verdict: &mut Verdict) {
     let mut copies: HashMap<Uuid, usize> = HashMap::new();
     let mut known = HashSet::new();
     for receipt in &seen.receipts {
-        // A copy that RabbitMQ itself delivered again is not a duplicate that the product published.
+        // If RabbitMQ itself delivers a copy again, the copy is not a duplicate that the product published.
         let is_new = known.insert(receipt.id);
         if is_new || !receipt.is_redelivered {
             *copies.entry(receipt.id).or_default() += 1;
@@ -169,7 +170,8 @@ fn judge_duplicates(seen: &Evidence<'_>, verdict: &mut Verdict) {
         for pair in publishes.windows(2) {
             windows.extend(window(&message, &pair[0], &pair[1], seen));
         }
-        // All copies of a message count for the worst of their windows, which is `Outside` if no window applies.
+        // All copies of a message count for one window: the worst that explains any of its copies, or `Outside` if no window
+        // applies.
         let worst = windows.iter().max().copied().unwrap_or(Window::Outside);
         *verdict.duplicates.entry(worst).or_default() += copies - 1;
         let shown: Vec<_> = publishes.iter().map(|publish| shown(publish, seen)).collect();

@@ -11,19 +11,20 @@ use crate::{
     proxy::{Answer, Publish},
 };
 
-/// The windows of promise P3, with the letters that the promise gives them, and `Outside` for a duplicate outside all windows.
+/// The windows of promise P3: the situations in which the promise allows a duplicate. The letter before each window is the one in
+/// the promise. `Outside` means that no window explains the duplicate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Window {
-    /// (a) The process that published the message died before a majority had the clear.
+    /// (a) The process that published the message died before a majority had the clear of the message.
     Process,
-    /// (a) The publisher's connection to RabbitMQ ended before the confirm arrived.
+    /// (a) The publisher's connection to RabbitMQ ended before RabbitMQ's confirm arrived.
     Connection,
-    /// (a) The primary changed before a majority had the clear.
+    /// (a) Another MongoDB primary was elected before a majority had the clear of the message.
     Primary,
     /// (b) The claim expired while its holder still worked, because the holder, MongoDB or the machine was slow.
     Claim,
-    /// (c) The message was replayed.
+    /// (c) The message was dead, and was replayed.
     Replay,
     /// (d) RabbitMQ refused the message, closed the channel, or answered late.
     Refusal,
@@ -31,12 +32,13 @@ pub(crate) enum Window {
     Outside,
 }
 
-/// How long after the second publish the first holder may log that its claim expired: a holder notices this only when it clears.
+/// How long after the second publish the first holder may log that its claim expired: a holder notices the end of its claim only
+/// when it clears the message.
 const CLEAR: Duration = Duration::from_secs(2);
-/// The tolerance for times: the harness sees an event a little later than it happens, and a process reads an answer a little later
-/// than the answer passes its link.
+/// The tolerance for times: the harness sees an event a little after the event, and a process reads an answer a little after the
+/// answer has passed the link.
 const SLACK: Duration = Duration::from_millis(300);
-/// The part of a claim after which a confirm counts as late, because it leaves little time to clear.
+/// After this part of a claim's duration a confirm counts as late, because little time is left to clear the message.
 const LATE: f64 = 0.5;
 
 /// A message, and the id of the document that sent it.
@@ -45,8 +47,8 @@ pub(super) struct Message<'a> {
     pub(super) document: &'a str,
 }
 
-/// Returns the window that explains why a message was published again; none when RabbitMQ returned the first copy because no queue
-/// was bound, so that only one copy can arrive.
+/// Returns the window that explains why a message was published again; none if RabbitMQ returned the first copy because no queue
+/// was bound: the receiver then gets only one copy.
 pub(super) fn window(
     of: &Message<'_>,
     first: &Publish,
@@ -61,7 +63,7 @@ pub(super) fn window(
     };
 
     let (from, until) = (before(first.at, SLACK), again.at + SLACK);
-    // Once an answer has arrived, a failure of the connection cannot explain the second publish.
+    // If an answer arrived, a failure of the connection after the answer cannot explain the second publish.
     let open = answered.map_or(until, |at| at + SLACK);
     let causes = [
         (seen.was_replayed(of.id, from, until), Window::Replay),
@@ -74,7 +76,7 @@ pub(super) fn window(
     Some(cause.map_or_else(|| by_claim(of, first, again, answered, seen), |(_, window)| window))
 }
 
-/// Returns the window of a copy that has no other cause, judged by the claims that the server's oplog shows.
+/// Returns the window of a duplicate that no other event explains, judged by the claims that MongoDB's oplog shows.
 fn by_claim(
     of: &Message<'_>,
     first: &Publish,
@@ -94,7 +96,8 @@ fn by_claim(
             let is_hindered = is_answered_after(late) || was_hindered(of, first, again, until - since, seen);
             if is_hindered { Window::Claim } else { Window::Outside }
         }
-        // A document without room for a claim has its lease in another collection, which the history does not include.
+        // If a document has no room for a claim, a lease in another collection replaces the claim, and the history does not
+        // include that collection.
         None if was_hindered(of, first, again, 0, seen) => Window::Claim,
         _ => Window::Outside,
     }

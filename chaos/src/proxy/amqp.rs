@@ -1,4 +1,4 @@
-//! Follows the messages of one AMQP connection by its frames.
+//! Follows the messages of one AMQP connection by reading the connection's frames.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,11 +20,11 @@ pub(super) struct Follower {
 /// The state of one channel of a connection.
 #[derive(Default)]
 struct Followed {
-    /// The tag of the next publish; none before confirms are enabled.
+    /// The delivery tag that the next publish gets; none before the client has enabled confirms.
     next_tag: Option<u64>,
-    /// Set between a publish and its content header; true if the publish is a message, not a command.
+    /// Has a value between a publish and its content header: true if the publish is of a message, false if it is of a command.
     is_publishing: Option<bool>,
-    /// Whether a return was seen whose content header has not been seen yet.
+    /// Whether RabbitMQ has begun to return a message, and the content header of that message has not passed yet.
     is_returning: bool,
     unconfirmed: BTreeMap<u64, Uuid>,
 }
@@ -120,7 +120,7 @@ impl Drop for Follower {
     }
 }
 
-/// Reads the `message_id` from a content header, which begins with its class.
+/// Reads the `message_id` from a content header. The given bytes begin with the class of the header.
 fn message_id(mut frame: Cursor<'_>) -> Option<Uuid> {
     let (_class, _weight, _size) = (frame.u16()?, frame.u16()?, frame.u64()?);
     let flags = frame.u16()?;

@@ -30,12 +30,13 @@ use super::{
     traffic::Traffic,
 };
 
-/// The length from which a reply of MongoDB is not searched for the names of members; the replies that name them are shorter.
+/// A reply of MongoDB that has this many bytes or more is not searched for the names of members, because the replies that contain
+/// such names are shorter.
 const LONGEST_HELLO: usize = 16 << 10;
 /// How long a server may take to accept a connection.
 const DIAL: Duration = Duration::from_secs(2);
 
-/// The two ends of a link.
+/// The process and the servers that a link connects.
 #[derive(Debug, Clone)]
 pub(crate) struct Route {
     pub(crate) process: String,
@@ -44,7 +45,8 @@ pub(crate) struct Route {
     pub(crate) servers: Vec<SocketAddr>,
 }
 
-/// A listener for one process, which forwards its connections. All connections end when the last clone is dropped.
+/// A listener for one process, which forwards the connections of that process to a server. All these connections end when the
+/// last clone of the link is dropped.
 #[derive(Clone)]
 pub(crate) struct Link {
     pub(crate) address: SocketAddr,
@@ -60,15 +62,15 @@ struct Shared {
     /// The id of the process that uses the link, for a kill at a named point.
     pid: Arc<AtomicI32>,
     state: watch::Sender<LinkState>,
-    /// Names of servers in replies, each with the name of the same length that replaces it.
+    /// The names of servers that are replaced in replies. Each pair holds a name and its replacement, which has the same length.
     renamed: Mutex<Vec<(Vec<u8>, Vec<u8>)>>,
-    /// Ends all current connections when it is cancelled.
+    /// Cancelling this token ends all current connections.
     cut: Mutex<CancellationToken>,
     cuts_mid_frame: AtomicBool,
     deadly: Mutex<Option<(Point, Moment)>>,
     connections: AtomicU64,
     last_server: AtomicUsize,
-    /// Number of chunks that a fault has held or delayed.
+    /// The number of chunks of data that a fault has held or delayed.
     hindered: AtomicU64,
     end: CancellationToken,
 }
@@ -145,7 +147,7 @@ impl Link {
         self.shared.cuts_mid_frame.load(Ordering::SeqCst)
     }
 
-    /// Kills the process the next time that it reaches this point.
+    /// Kills the process before or after the next frame that is of this kind.
     pub(crate) fn kill_at(&self, point: Point, moment: Moment) {
         *self.shared.deadly.lock() = Some((point, moment));
     }
@@ -234,7 +236,7 @@ impl Shared {
         }
     }
 
-    /// Kills the process if this frame is the point of its kill. Returns whether it did.
+    /// Kills the process if a kill is planned for this frame and this moment. Returns whether the process was killed.
     fn kill_if_due(&self, frame: &[u8], to_server: bool, moment: Moment) -> bool {
         let mut deadly = self.deadly.lock();
         let Some((point, when)) = *deadly else { return false };

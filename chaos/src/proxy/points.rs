@@ -1,10 +1,11 @@
-//! Named points in the work of a process, at which the process can be killed. A link detects them by the frames that pass it.
+//! Named points in the work of a process, at which the process can be killed. A link detects these points by the frames that pass
+//! through it.
 
 use memchr::memmem::find;
 
 use super::frames::Protocol;
 
-/// Whether a process is killed before or after the frame has passed.
+/// Whether a process is killed before or after the frame of its point has passed through the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Moment {
     Before,
@@ -18,7 +19,7 @@ pub(crate) enum Point {
     SaveOrClaim,
     /// A frame that publishes a message.
     Publish,
-    /// A frame with RabbitMQ's confirm.
+    /// A frame with RabbitMQ's confirm of a message or a command.
     Confirm,
     /// A frame that removes delivered messages from their document.
     Clear,

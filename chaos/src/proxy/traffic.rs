@@ -6,18 +6,18 @@ use std::{collections::HashMap, sync::Arc, time::Instant};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-/// The traffic of all links of a run. Clones share the same record.
+/// The traffic of all links of a run. All clones share one record.
 #[derive(Clone, Default)]
 pub(crate) struct Traffic(Arc<Mutex<Seen>>);
 
 #[derive(Default)]
 struct Seen {
     publishes: HashMap<Uuid, Vec<Publish>>,
-    /// Channels and connections that a broker closed, each with the time, the process and the reply code.
+    /// Channels and connections that RabbitMQ closed: for each, the time, the process and the reply code.
     closed: Vec<(Instant, String, u16)>,
-    /// Connections that RabbitMQ notified of an alarm, each with the time and the process.
+    /// Connections that RabbitMQ notified of an alarm: for each, the time and the process.
     blocked: Vec<(Instant, String)>,
-    /// Connections that ended for any reason, each with the time and the process.
+    /// Connections that ended for any reason: for each, the time and the process.
     ended: Vec<(Instant, String)>,
 }
 
@@ -31,13 +31,13 @@ pub(crate) struct Publish {
     pub(crate) connection: u64,
 }
 
-/// The broker's answer to a publish, as far as the link has seen it.
+/// RabbitMQ's answer to a publish, or `None` if no answer has passed through the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
     None,
     Confirmed(Instant),
     Refused(Instant),
-    /// The message was returned, because no queue was bound.
+    /// RabbitMQ returned the message, because no queue was bound.
     Returned(Instant),
 }
 
@@ -73,12 +73,13 @@ impl Traffic {
         self.0.lock().ended.push((Instant::now(), process.to_owned()));
     }
 
-    /// Returns all publishes of a message, in order.
+    /// Returns all publishes of a message, in the order of time.
     pub(crate) fn publishes(&self, id: Uuid) -> Vec<Publish> {
         self.0.lock().publishes.get(&id).cloned().unwrap_or_default()
     }
 
-    /// Returns how many channels and connections a broker closed since `since` with one of these codes, for one process or for all.
+    /// Returns how many channels and connections RabbitMQ closed since `since` with one of these reply codes: those of `process`,
+    /// or those of all processes if there is no `process`.
     pub(crate) fn closings(&self, since: Instant, process: Option<&str>, codes: &[u16]) -> usize {
         let seen = self.0.lock();
         let is_meant = |(at, of, code): &&(Instant, String, u16)| {
@@ -87,19 +88,19 @@ impl Traffic {
         seen.closed.iter().filter(is_meant).count()
     }
 
-    /// Whether a broker closed a channel or connection of this process in this time.
+    /// Whether RabbitMQ closed a channel or connection of this process between `from` and `until`.
     pub(crate) fn was_closed(&self, process: &str, from: Instant, until: Instant) -> bool {
         let seen = self.0.lock();
         seen.closed.iter().any(|(at, of, _)| of == process && (from..=until).contains(at))
     }
 
-    /// Whether an AMQP connection of this process ended in this time.
+    /// Whether an AMQP connection of this process ended between `from` and `until`.
     pub(crate) fn lost_connection(&self, process: &str, from: Instant, until: Instant) -> bool {
         let seen = self.0.lock();
         seen.ended.iter().any(|(at, of)| of == process && (from..=until).contains(at))
     }
 
-    /// Returns how many connections were notified of an alarm since `since`.
+    /// Returns how many connections RabbitMQ notified of an alarm since `since`.
     pub(crate) fn blocked(&self, since: Instant) -> usize {
         self.0.lock().blocked.iter().filter(|(at, _)| *at >= since).count()
     }

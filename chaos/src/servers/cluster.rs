@@ -26,7 +26,7 @@ use crate::{
 const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 /// How long a node may take to boot on a busy machine. The boot alone needs four seconds of processor time.
 const BOOT: Duration = Duration::from_mins(4);
-/// How long enough nodes may take to run again.
+/// How long `heal` may take until enough nodes run again.
 const RECOVERY: Duration = BOOT;
 /// How long `heal` waits for all nodes before a majority of them is enough.
 const FULL_RECOVERY: Duration = Duration::from_secs(10);
@@ -34,7 +34,7 @@ const FULL_RECOVERY: Duration = Duration::from_secs(10);
 const GOODBYE: Duration = Duration::from_secs(3);
 /// How long a node may take to accept a connection.
 const DIAL: Duration = Duration::from_secs(1);
-/// The usual threshold of a node's memory alarm, as a part of the machine's memory.
+/// The threshold of a node's memory alarm while no fault raises the alarm, as a part of the machine's memory.
 const WATERMARK: &str = "0.8";
 /// The default `max_message_size` of RabbitMQ 3, in bytes.
 const MESSAGE_LIMIT: u64 = 134_217_728;
@@ -56,7 +56,7 @@ struct Node {
 }
 
 impl Cluster {
-    /// Boots the cluster in this folder, and returns when all nodes answer as one cluster.
+    /// Boots the cluster in this folder, and returns when all nodes are running as members of one cluster.
     pub(crate) async fn boot(folder: PathBuf) -> Result<Self> {
         if !Path::new(SERVER).exists() {
             bail!("the package rabbitmq-server is not installed");
@@ -126,7 +126,7 @@ impl Cluster {
         wait_until_listening(node.address, Some(&node.child)).await
     }
 
-    /// Starts a node, and does not wait until it has booted.
+    /// Starts a node, but does not wait until the node has booted.
     pub(crate) fn begin_start(&self, place: usize) -> Result<()> {
         let node = &self.nodes[place];
         let home = self.folder.join(format!("node-{}", place + 1));
@@ -135,7 +135,7 @@ impl Cluster {
         write_configuration(&home, node.address, &self.nodes[0].name)?;
 
         let log = std::fs::File::options().create(true).append(true).open(home.join("out"))?;
-        // Without these options three idle nodes would use processor time that the other processes need.
+        // Without these options, three idle nodes would take processor time from the other processes.
         let loopback =
             "-kernel inet_dist_use_interface {127,0,0,1} +S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none";
         let path = |name: &str| home.join(name).into_os_string();
@@ -266,7 +266,7 @@ impl Cluster {
         let setting = format!("rabbit, max_message_size, {}", bytes.unwrap_or(MESSAGE_LIMIT));
         for node in 0..self.nodes.len() {
             let set = self.ask(node, "application", "set_env", &setting).await;
-            // A node that is not up may fail here; it has the default after its start.
+            // Setting the limit may fail on a node that is not running. Such a node has the default limit after its start.
             if self.is_up(node).await {
                 set?;
             }
@@ -284,8 +284,8 @@ impl Cluster {
         up.into_iter().filter(|is_up| *is_up).count()
     }
 
-    /// Undoes all effects of faults on the nodes. Returns when all nodes run; after `FULL_RECOVERY`, a majority of them is enough, as
-    /// it is for every queue.
+    /// Undoes all effects of faults on the nodes. Returns when all nodes run; after `FULL_RECOVERY`, it is enough that a majority
+    /// of the nodes runs, because every queue works with a majority.
     pub(crate) async fn heal(&self) -> Result<()> {
         let begun = Instant::now();
         loop {
@@ -325,7 +325,7 @@ impl Drop for Cluster {
                 let _ = child.start_kill();
             }
         }
-        // A node that still runs could write into the folder while it is deleted.
+        // A node that still runs could write into the folder while the folder is deleted.
         let begun = Instant::now();
         let has_ended = |node: &Node| {
             node.child.lock().as_mut().is_none_or(|child| matches!(child.try_wait(), Ok(Some(_))))

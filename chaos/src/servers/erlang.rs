@@ -1,5 +1,6 @@
-//! A hidden Erlang node, which sends the RabbitMQ nodes requests that AMQP does not offer. The node runs for the whole session,
-//! because each start of `rabbitmqctl` would take seconds of a storm.
+//! A hidden Erlang node: it connects to the RabbitMQ nodes without being a member of their cluster, and sends them requests that
+//! AMQP does not offer. The node runs for the whole session, because each start of `rabbitmqctl`, which offers the same requests,
+//! would take seconds of a storm.
 
 use std::{path::Path, process::Stdio, time::Duration};
 
@@ -15,7 +16,8 @@ use crate::process::bound_to_us;
 
 /// How long the evaluation of an expression may take.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// The Erlang program of the node: it evaluates each line of input, and prints one line that begins with the number of the input.
+/// The Erlang program of the node: it evaluates each line of input, and prints one line for each, which begins with the number of
+/// the input line.
 const LOOP: &str = r#"
     Loop = fun(Loop) ->
         case io:get_line("") of

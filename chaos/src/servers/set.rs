@@ -1,4 +1,4 @@
-//! The three-node MongoDB set of `scripts/services up --replicas 3`.
+//! The three-node MongoDB set that `scripts/services up --replicas 3` starts.
 
 use std::{
     net::SocketAddr,
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the set may take to recover.
 const RECOVERY: Duration = Duration::from_secs(40);
 
-/// The MongoDB set, which the harness reaches directly and not through a link.
+/// The MongoDB set. The harness connects to it directly and not through a link.
 pub(crate) struct Set {
     pub(crate) name: String,
     pub(crate) members: Vec<SocketAddr>,
@@ -55,7 +55,7 @@ impl Set {
         Ok(timeout(PATIENCE, admin.run_command(command)).await.context("no answer in time")??)
     }
 
-    /// Returns the index of the member that reports to be the primary.
+    /// Returns the index of the member that reports that it is the primary.
     pub(crate) async fn primary(&self) -> Option<usize> {
         for member in 0..self.members.len() {
             let hello = timeout(Duration::from_secs(1), self.on(member, doc! { "hello": 1 })).await;
@@ -143,7 +143,7 @@ impl Set {
         Ok(members.iter().any(is_hidden))
     }
 
-    /// Makes one majority write, and returns how long it took; none if it was not done in time.
+    /// Makes one majority write, and returns how long the write took; none if the write took longer than `within`.
     pub(crate) async fn majority_answers(&self, within: Duration) -> Option<Duration> {
         let begun = Instant::now();
         let probes = self.client.database("chaos_probe").collection::<Document>("probes");

@@ -1,4 +1,4 @@
-//! The passing of time. Time may pass between any two steps, so every process may be as slow as possible.
+//! The passing of time. Time may pass between any two steps, so the search also finds what happens if a process is very slow.
 
 use crate::{
     actor::{Actor, Name},

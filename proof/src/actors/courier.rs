@@ -1,8 +1,8 @@
 //! A courier is one pass over a document: read, claim, publish, settle and clear. The inline dispatcher and the worker
 //! both use couriers.
 //!
-//! The courier follows `src/dispatch/pass.rs` and `under_claim.rs`. The code's own functions decide which messages are delivered,
-//! how each message is settled, whether there is time for another message, and the form of a released entry.
+//! The courier imitates `src/dispatch/pass.rs` and `under_claim.rs`. The library's own functions decide which messages are
+//! delivered, how each message is settled, whether there is time for another message, and the form of a released entry.
 
 use document_outbox::{
     DeliveryOrder, RetryPolicy,
@@ -24,7 +24,7 @@ use crate::{
 
 /// The maximum number of messages in one claim.
 const LIMIT: usize = 2;
-/// A message is dead after this many failed attempts.
+/// The number of failed attempts after which a message is dead.
 const MAX_ATTEMPTS: u32 = 2;
 
 /// One pass over a document.
@@ -44,9 +44,9 @@ pub struct Held {
     counted: bool,
     /// The entries as they were before the claim.
     entries: Vec<Stored>,
-    /// The whole outbox as it was read. Only the control that clears by replacing uses this.
+    /// The whole outbox as it was read. Only a clear that replaces the whole outbox, `Broken::ClearByReplacing`, uses this copy.
     read: Vec<Stored>,
-    /// Whether the document has more messages, or messages that are due later.
+    /// Whether the document has other messages that this claim does not include, some of which may be due later.
     more: bool,
     next: usize,
     pub delivered: Vec<EntryId>,
@@ -87,7 +87,7 @@ enum CourierPhase {
 }
 
 impl End {
-    /// The result by which the code names this end.
+    /// Converts this end to the value that the library uses for it.
     pub fn processed(self) -> Processed {
         match self {
             Self::Done | Self::Failed => Processed::Done,
@@ -116,7 +116,7 @@ impl Courier {
         Self { document, lease, counts_claims, phase: CourierPhase::Read }
     }
 
-    /// Creates a pass for a message that was already claimed when it was saved.
+    /// Creates a pass for a message whose claim was written by the save itself.
     pub fn born_claimed(document: usize, lease: Tick, token: Token, now: Tick, stored: Stored) -> Self {
         let held = Held {
             token,
@@ -139,8 +139,8 @@ impl Courier {
         }
     }
 
-    /// Returns the entries that may be cleared later: the entries of a claim whose messages were all delivered, if enough of
-    /// the claim is left.
+    /// Returns the entries that may be cleared later: the entries of a claim whose messages were all delivered, if enough time is
+    /// left until the claim expires.
     pub fn may_defer(&self, now: Tick) -> Option<&Held> {
         match &self.phase {
             CourierPhase::Delivered(held) if has_time(held, self.lease, now) => Some(held),
@@ -165,7 +165,7 @@ impl Courier {
         matches!(self.phase, CourierPhase::Claim { .. })
     }
 
-    /// Loses the answer to a claim.
+    /// Loses the server's answer to a claim. Returns false if the pass waits for no such answer.
     pub fn loses_answer(&mut self, me: Name, world: &mut World) -> bool {
         if !matches!(self.phase, CourierPhase::Wait(_)) {
             return false;
@@ -226,7 +226,7 @@ impl Courier {
         CourierPhase::Claim { entries, more: plan.more || plan.held.is_some(), read, now: world.now }
     }
 
-    /// Claims the entries if each of them is unchanged since it was read.
+    /// Claims the entries if none of them has changed since the pass read them. Otherwise the pass reads the document again.
     fn claim(&self, held: Held, me: Name, world: &mut World) -> CourierPhase {
         let document = self.document;
         let is_claimed = world.mongo.write(me, |data| {
@@ -309,7 +309,8 @@ impl Courier {
         CourierPhase::Publish(held)
     }
 
-    /// Shows a death in the change stream, because entries without a date may have waited behind the dead message.
+    /// Adds a change for a message's death to the change stream, so that the rescuer checks the document: entries without a date
+    /// may have waited behind the message.
     fn show_death(&self, world: &mut World) {
         if world.is_broken(Broken::DeathHidden) {
             return;
@@ -329,7 +330,7 @@ impl Courier {
         });
     }
 
-    /// Clears the delivered entries, and releases the rest.
+    /// Clears the delivered entries, and releases the other entries of the claim.
     fn finish(&self, held: &Held, world: &mut World) -> CourierPhase {
         if !held.delivered.is_empty() && !world.is_broken(Broken::ClearBeforeConfirm) {
             self.clear(held, &held.delivered, world);
@@ -405,7 +406,7 @@ fn is_routed(stored: &Stored, world: &World) -> bool {
     }
 }
 
-/// Returns the outcome of the broker's answer, as the code judges it for a window of one message.
+/// Returns the outcome that the library derives from the broker's answer to a message.
 fn broker_says(stored: &Stored, me: Name, world: &World) -> Outcome {
     let id = format!("{:?}", stored.id);
     let returned = Returned { message_id: Some(id.clone()), code: 312, text: "NO_ROUTE".into() };

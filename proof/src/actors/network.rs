@@ -1,15 +1,15 @@
-//! Lost connections to the broker, which are restored.
+//! The repair of lost connections to the broker.
 
 use crate::{
     actor::{Actor, Name},
     world::World,
 };
 
-/// The supervisors of all connections.
+/// The supervisors that restore the connections of all actors.
 #[derive(Debug, Clone, Hash)]
 pub struct Network;
 
-/// Restores every lost connection, apart from those that the scenario keeps down.
+/// Restores every lost connection, except the connections that the scenario keeps down.
 #[derive(Debug)]
 pub struct Reconnect;
 

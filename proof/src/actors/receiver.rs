@@ -10,7 +10,7 @@ use crate::{
     world::{Document, Durability, EntryId, Etag, World, uuid},
 };
 
-/// A receiver, whose aggregate is one document.
+/// A receiver. Its aggregate is one document.
 #[derive(Debug, Clone, Hash)]
 pub struct Receiver {
     aggregate: usize,
@@ -23,7 +23,7 @@ pub struct Receiver {
 enum ReceiverPhase {
     Idle,
     Loaded(EntryId, Document),
-    /// The effect is saved, but the majority doesn't have it yet.
+    /// The primary has the save of the effect, but the majority doesn't have it yet.
     Wait(EntryId),
     Saved(EntryId),
 }
@@ -31,7 +31,7 @@ enum ReceiverPhase {
 /// The steps of a receiver.
 #[derive(Debug)]
 pub enum ReceiverStep {
-    /// Takes the copy with this number, and loads the aggregate.
+    /// Takes the message at this index of `Broker::copies`, and loads the aggregate.
     Take(usize),
     Save,
     Learn,

@@ -1,6 +1,7 @@
-//! A rescuer: stands by, takes the stream's lease, and then owns the stream for a term.
+//! A rescuer. It stands by until it takes the stream's lease, and then owns the stream for a term.
 //!
-//! The rescuer follows `rescuer/src/leadership/`. The code's [`Watch`] decides who takes a lease and who gives it up.
+//! The rescuer imitates `rescuer/src/leadership/`. The real rescuer's [`Watch`] decides which rescuer takes a lease and which
+//! gives it up.
 
 use outbox_rescuer::internal::{Ability, AbleStandby, Next, Seen, Watch};
 
@@ -26,7 +27,7 @@ pub struct Rescuer {
 /// The steps of a rescuer.
 #[derive(Debug)]
 pub enum RescuerStep {
-    /// Reads the lease, and takes it or waits.
+    /// Reads the lease, and then either takes it or waits.
     StandBy,
     Own(TermStep),
     /// Gives up the stream, because the lease has expired by the rescuer's own clock.
@@ -37,7 +38,7 @@ pub enum RescuerStep {
 }
 
 impl Rescuer {
-    /// Creates a rescuer that is started at this time.
+    /// Creates a rescuer that is started at this tick.
     pub fn from(tick: Tick) -> Self {
         Self { from: tick, ..Self::default() }
     }
@@ -85,7 +86,7 @@ impl Rescuer {
         term.until = world.now + OWNERSHIP_LEASE;
     }
 
-    /// Whether another rescuer should have the stream.
+    /// Whether the owner should give up the stream in favour of another rescuer.
     fn yields(&self, term: &Term, me: Name, world: &World) -> bool {
         let Some(seen) = seen(&world.state_database.lease, world.now) else { return false };
         let held = ticks(world.now - term.taken);
@@ -127,7 +128,7 @@ impl Actor for Rescuer {
             RescuerStep::Renew => self.renew(me, world),
             RescuerStep::Yield => {
                 world.state_database.lease.until = None;
-                // From the next reading on, the rescuer stands by behind the one that it yields to.
+                // The rescuer stands by again, as if it had just read the lease.
                 self.read_at = Some(world.now);
                 self.step_back();
             }
@@ -163,7 +164,7 @@ fn ability(me: Name, world: &World) -> Ability {
     if is_able { Ability::Able } else { Ability::Unable }
 }
 
-/// The lease in the form that the code reads.
+/// Converts a lease to the type that the real rescuer reads.
 fn seen(lease: &Lease, now: Tick) -> Option<Seen> {
     let left = |until: Tick| ticks(until.saturating_sub(now));
     Some(Seen {

@@ -1,7 +1,8 @@
 //! The work of an owner during one term: it reads the stream with a delay, and sweeps.
 //!
-//! The work follows `rescuer/src/stream/` and `rescuer/src/sweep/`. The code's own functions decide where to begin, which changes
-//! form a page, how far the position may move, whether a document needs a command, and whether it was queued recently.
+//! The work imitates `rescuer/src/stream/` and `rescuer/src/sweep/`. The real rescuer's own functions decide where the stream
+//! begins, which changes form a page, how far the position may move, whether a document needs a command, and whether a command
+//! for the document was queued recently.
 
 use document_outbox::{DocumentRef, internal::read_outbox};
 use mongodb::{
@@ -37,24 +38,24 @@ pub struct Term {
     pub until: Tick,
     pub renewed: Tick,
     has_begun: bool,
-    /// The time of the last change that was read.
+    /// The oplog time of the last change that the owner has read.
     read: u8,
     page: Option<LookedUp>,
     low_water: LowWater<u8>,
     swept: Option<Tick>,
-    /// The ticks from which a full sweep is due.
+    /// The full sweeps that are still to come: for each, the tick from which it is due.
     full: Vec<Tick>,
     queued: Vec<Queued>,
 }
 
-/// A page whose documents were looked up.
+/// A page of changes whose documents the owner has read.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct LookedUp {
     wanted: Vec<(usize, Head)>,
     mark: u8,
 }
 
-/// A document for which a command was confirmed.
+/// A document for which the broker has confirmed a command.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Queued {
     document: usize,
@@ -131,7 +132,8 @@ impl Term {
         world.mongo.majority.changes.iter().find(|change| change.time > self.read)
     }
 
-    /// Begins at the saved position, or at the present and with a full sweep if the position is unusable.
+    /// Begins to read the stream at the saved position, or at the present time if the saved position is unusable. Plans one full
+    /// sweep for the present time, and another one for the time when the delay has passed.
     fn begin(&mut self, world: &mut World) -> bool {
         self.has_begun = true;
         self.full = vec![world.now, world.now + DELAY];
@@ -185,7 +187,7 @@ impl Term {
         self.page = Some(LookedUp { wanted, mark });
     }
 
-    /// Sends the commands of a page, which the broker confirms.
+    /// Sends the commands for the documents of a page. The broker confirms all of them.
     fn send(&mut self, world: &mut World) {
         let Some(LookedUp { wanted, mark }) = self.page.take() else { return };
         for (document, head) in wanted {
@@ -233,7 +235,7 @@ impl Term {
         !world.is_broken(Broken::UndatedForgotten) && self.memory().undated(&namespace()).is_some()
     }
 
-    /// Builds the code's memory of queued documents from the notes of this term.
+    /// Builds the real rescuer's record of recently queued documents from `queued`.
     fn memory(&self) -> RecentlyQueued {
         let mut memory = RecentlyQueued::beginning(instant(0), REMEMBERED, ticks(REQUEUE_PAUSE));
         for Queued { document, head, at } in &self.queued {
@@ -247,7 +249,7 @@ fn is_old(change: &Change, now: Tick) -> bool {
     change.at + DELAY <= now
 }
 
-/// Returns the state of the outbox, as the code judges it, if the document needs a command.
+/// Returns what the real rescuer finds in the outbox if the document needs a command.
 fn head(document: usize, moment: Moment, world: &World) -> Option<Head> {
     let outbox = &world.mongo.primary.documents[document].outbox;
     let read = read_outbox(None).map(|_| slots(outbox));

@@ -1,8 +1,9 @@
 //! An application. The application loads a document, changes it, saves it with a message, and delivers the message right after
 //! the save.
 //!
-//! The application follows `src/store/write.rs` (the conditions of a save), `src/mongo/retryable_write.rs` (a write that is
-//! repeated until it has a clear answer) and `src/dispatch/deliveries.rs`. The code decides what an error means for a write.
+//! The application imitates `src/store/write.rs` (the conditions of a save), `src/mongo/retryable_write.rs` (a write that is
+//! repeated until it has a clear answer) and `src/dispatch/deliveries.rs`. The library's own functions decide what an error means
+//! for a write.
 
 use document_outbox::internal::{AfterFailure, GivenUp, after_failure, error_codes::Verdict, given_up};
 
@@ -16,12 +17,12 @@ use crate::{
     },
 };
 
-/// An application, with the changes that it is asked to make one after another.
+/// An application that makes the changes in `wishes` one after another.
 #[derive(Debug, Clone, Hash)]
 pub struct Saver {
     wishes: Vec<(usize, Intent)>,
     done: usize,
-    /// How many times the present change was refused.
+    /// How many times the current change was refused.
     again: u8,
     /// The number of the last write, used in claims and etags.
     number: u8,
@@ -34,7 +35,7 @@ pub struct Saver {
 enum SaverPhase {
     Idle,
     Write(Save),
-    /// The primary has executed the save, and the majority may not have it yet.
+    /// The primary has executed the save, but possibly the majority doesn't have it yet.
     Wait(Save),
     Deliver(Courier),
 }
@@ -53,7 +54,7 @@ struct Save {
     in_doubt: bool,
 }
 
-/// The condition of a save on the stored outbox.
+/// The requirement that the stored outbox must meet before the server executes a save.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Condition {
     HoldsOnlyDeferred,
@@ -78,7 +79,7 @@ pub enum SaverStep {
 }
 
 impl Saver {
-    /// Creates an application that is asked to make these changes, each to a document.
+    /// Creates an application that makes these changes. Each change has the number of its document.
     pub fn new(wishes: impl IntoIterator<Item = (usize, Intent)>) -> Self {
         Self {
             wishes: wishes.into_iter().collect(),
@@ -144,7 +145,7 @@ impl Saver {
         }
     }
 
-    /// Loads the aggregate again, because another writer has saved it meanwhile.
+    /// Loads the aggregate again, because another writer has saved it since it was loaded.
     fn conflict(&mut self, save: &Save, me: Name, world: &mut World) {
         let is_own = world.mongo.primary.executed.contains(&(me, save.number));
         if is_own || world.mongo.primary.documents[save.document].etag == save.loaded {
@@ -158,7 +159,7 @@ impl Saver {
         let last = world.mongo.last_write(me);
         world.mongo.forget(me);
         if last == Durability::RolledBack {
-            // The new primary executes the save now, unless it has already done so.
+            // The new primary executes the save now, unless it has executed the save before.
             save.in_doubt = true;
             self.phase = SaverPhase::Write(save);
             return;
@@ -322,12 +323,12 @@ impl Actor for Saver {
     }
 }
 
-/// Whether the majority has confirmed the write, or no one waits for it.
+/// Whether the application may rely on its last write: the majority has it, or the scenario breaks the rule to wait for that.
 fn is_believed(me: Name, world: &World) -> bool {
     world.is_broken(Broken::DispatchBeforeMajority) || world.mongo.last_write(me) != Durability::Pending
 }
 
-/// Executes a save as the server does. A write that the server has executed before gets the same answer again.
+/// Executes a save as the server does. If the server has already executed this write, it only repeats its answer.
 fn execute(data: &mut Data, save: &Save, deferred: Option<&(usize, Held)>, me: Name, now: Tick) -> Answer {
     if data.executed.contains(&(me, save.number)) {
         return Answer::Executed;

@@ -1,4 +1,4 @@
-//! A writer that doesn't use the library. Its entries may lack dates, or have dates in the future.
+//! A writer that doesn't use the library. Its entries may have no dates, or dates in the future.
 
 use crate::{
     actor::{Actor, Name},
@@ -14,7 +14,7 @@ pub enum Dated {
     Made,
     /// An entry that is due at this tick.
     Scheduled(Tick),
-    /// An entry that is due at once. No process delivers it inline.
+    /// An entry that is due at once. The writer doesn't deliver it, so a worker has to.
     Now,
 }
 

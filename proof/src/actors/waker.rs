@@ -6,7 +6,7 @@ use crate::{
     world::World,
 };
 
-/// A sender of a number of commands for one document.
+/// A sender that queues a limited number of commands for one document.
 #[derive(Debug, Clone, Hash)]
 pub struct Waker {
     document: usize,

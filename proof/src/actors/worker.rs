@@ -33,7 +33,7 @@ struct Work {
 pub enum WorkerStep {
     Take,
     Work,
-    /// Decides how the command ends, from the result of the pass.
+    /// Decides from the result of the pass what happens to the command.
     Decide,
 }
 
@@ -65,7 +65,7 @@ impl Actor for Worker {
         let can_reach = world.broker.reaches(me);
         match &self.work {
             None if can_reach && !world.broker.commands.is_empty() => vec![WorkerStep::Take],
-            // The worker waits for a connection.
+            // The pass had no connection to the broker, so the worker waits until there is one.
             Some(Work { courier, .. }) if courier.end() == Some(End::Unavailable) && !can_reach => Vec::new(),
             Some(Work { courier, .. }) if courier.end().is_some() => vec![WorkerStep::Decide],
             Some(Work { courier, .. }) if courier.can_go(me, world) => vec![WorkerStep::Work],

@@ -2,7 +2,7 @@
 
 use crate::{actor::Name, fault::Fault, state::State};
 
-/// The loss of the stored position, or of the part of the oplog that it needs.
+/// The loss of the stored position, or of the part of the oplog that begins at the position.
 #[derive(Debug)]
 pub struct PositionLost;
 

@@ -7,7 +7,7 @@ use crate::name::Name;
 /// that commands expire in the model.
 const EXPIRES_AFTER: Tick = 2;
 
-/// A `ProcessDocumentMessages` command.
+/// A command that asks a worker to deliver the messages of a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Command {
     pub document: usize,

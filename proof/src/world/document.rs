@@ -11,7 +11,7 @@ use crate::name::Name;
 /// The number of a change that an actor wants to make. Each change has one message.
 pub type Intent = u8;
 
-/// The name of a message: the number of its intent, and how often the intent was tried before.
+/// The id of a message: the number of its intent, and how often an application tried the intent before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EntryId {
     pub intent: Intent,
@@ -42,7 +42,7 @@ pub struct Stored {
 pub struct Document {
     /// The etag of the last save, or `None` before the first save.
     pub etag: Option<Etag>,
-    /// The intents that took effect, each as often as it took effect.
+    /// The intents that took effect. An intent that took effect twice is listed twice.
     pub effects: Vec<Intent>,
     pub outbox: Vec<Stored>,
     /// The messages that the document remembers as received.
@@ -50,13 +50,13 @@ pub struct Document {
 }
 
 impl Stored {
-    /// Creates an entry as a save of the library writes it, due at once.
+    /// Creates an entry that is due at once, as the library writes it in a save.
     pub fn new(id: EntryId, now: Tick) -> Self {
         let (created, available) = (Some(now), Some(now));
         Self { id, created, available, claim: None, attempts: 0, claims: 0, dead: None }
     }
 
-    /// Returns the entry in the form in which the code reads it.
+    /// Converts the entry to the library's type.
     pub fn entry(&self) -> Entry {
         Entry {
             id: uuid_of(self.id),
@@ -75,7 +75,7 @@ impl Stored {
         }
     }
 
-    /// Whether the entry is due only later.
+    /// Whether the entry is not due yet, because its message was scheduled for a later time.
     pub fn is_scheduled(&self, now: Tick) -> bool {
         matches!(hold(&self.entry(), at(now)), Some(Hold::Scheduled(_)))
     }
@@ -86,14 +86,14 @@ pub fn uuid(id: EntryId) -> uuid::Uuid {
     uuid::Uuid::from_bytes(uuid_of(id).bytes())
 }
 
-/// Returns an id that no other message has. The id is not of version 7, because such an id would contain a time.
+/// Returns an id that no other message has. The id is not a UUID of version 7, because a UUID of version 7 would contain a time.
 fn uuid_of(id: EntryId) -> Uuid {
     let mut bytes = [0x44; 16];
     (bytes[0], bytes[15]) = (id.again, id.intent);
     Uuid::from_bytes(bytes)
 }
 
-/// Returns an outbox in the form in which the code reads it.
+/// Converts an outbox to the type that the library reads.
 pub fn slots(outbox: &[Stored]) -> Vec<Slot> {
     outbox.iter().map(|stored| Slot::Entry(Box::new(stored.entry()))).collect()
 }

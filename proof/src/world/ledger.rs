@@ -1,5 +1,5 @@
-//! The events as an outside observer sees them: which messages arrived, how often and in which order, and which answers the
-//! callers got.
+//! The record that an outside observer makes: which messages arrived, how often and in which order, and which answers the callers
+//! got.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use super::{
     time::Tick,
 };
 
-/// The final answer to a caller whose save carried an intent.
+/// The final answer that a caller got for an intent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Told {
     Applied,
@@ -29,24 +29,25 @@ pub struct Claimed {
 pub struct Ledger {
     /// How often each message arrived.
     arrived: BTreeMap<EntryId, u8>,
-    /// The messages that may arrive again, because something failed after they were published and before the majority had their
-    /// clears.
+    /// The messages that may arrive again, because something failed after they were published and before the majority had the
+    /// clears of these messages.
     doubted: BTreeSet<EntryId>,
     published_under: BTreeMap<EntryId, Claimed>,
     told: BTreeMap<Intent, Told>,
-    /// A time in the oplog. For each change up to this time, the needed commands were confirmed or a full sweep is still to come.
+    /// A time in the oplog. For each change up to this time, either the broker has confirmed the commands that the change needs,
+    /// or a full sweep is still to come.
     pub dealt_with: u8,
     /// The forbidden events that happened.
     pub wrongs: BTreeSet<&'static str>,
 }
 
-/// The wrong of publishing a message whose save the majority does not have.
+/// Recorded in `wrongs` when a message is published before the majority has its save.
 pub const PHANTOM: &str = "a message was published whose save the majority does not have";
-/// The wrong of repeating a message without a named reason.
+/// Recorded in `wrongs` when a message is published again without a reason that promise P3 names.
 pub const UNEXCUSED: &str = "a message was repeated outside of the named windows";
-/// The wrong of delivering a message before an earlier message of its document.
+/// Recorded in `wrongs` when a message arrives before an earlier message of its document.
 pub const OVERTAKEN: &str = "a message overtook an earlier one";
-/// The wrong of reporting a conflict although there was no other save.
+/// Recorded in `wrongs` when a save reports a conflict although no one else saved the document.
 pub const FALSE_CONFLICT: &str = "a conflict was reported although there was no other save";
 
 impl Ledger {

@@ -46,7 +46,8 @@ pub enum Fate {
 pub struct Setting {
     /// The delivery order of each document.
     pub documents: Vec<DeliveryOrder>,
-    /// The fates of the messages, by the number of their intent. A message beyond the end of this list is good.
+    /// The fates of the messages. The number of a message's intent is its index in this list. The fate of a message beyond the
+    /// end of the list is `Good`.
     pub fates: Vec<Fate>,
     /// Whether the majority receives each write one step after the primary has executed the write.
     pub is_lagging: bool,
@@ -58,7 +59,7 @@ pub struct Setting {
     pub defers_clears: bool,
     /// Whether the broker keeps delivered messages for receivers.
     pub has_receivers: bool,
-    /// The last tick of the time in which faults may strike. A calm run continues after it.
+    /// The last tick at which faults may strike. Only a calm run continues after this tick.
     pub last_tick: Tick,
 }
 
@@ -152,7 +153,8 @@ impl World {
         before
     }
 
-    /// Notes that something failed. From now on, a published message that is not durably cleared may be repeated.
+    /// Notes that something failed. From now on, a message that was published, and whose clear the majority does not have, may
+    /// arrive again.
     pub fn doubt_all(&mut self) {
         let uncleared = |data: &Data| -> Vec<EntryId> { data.entries().map(|stored| stored.id).collect() };
         let both = [uncleared(&self.mongo.primary), uncleared(&self.mongo.majority)];

@@ -1,8 +1,8 @@
 //! A replica set: the data of its primary, and the data of the majority.
 //!
 //! The primary executes a write at once. The majority has the write one step later. If another primary is elected before that
-//! step, the write is lost, because the new primary begins with the data of the majority. If the majority lags for longer, this
-//! step happens later.
+//! step, the write is lost, because the new primary begins with the data of the majority. This step happens later if the
+//! secondaries lag.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -16,7 +16,7 @@ use crate::name::Name;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Data {
     pub documents: Vec<Document>,
-    /// The changes that the rescuer's stream shows, in order.
+    /// The changes that the rescuer's change stream shows, in their order.
     pub changes: Vec<Change>,
     /// The retryable writes that were executed, each by its session and its number.
     pub executed: BTreeSet<(Name, u8)>,
@@ -50,7 +50,7 @@ pub enum Durability {
 pub struct Mongo {
     pub primary: Arc<Data>,
     pub majority: Arc<Data>,
-    /// The durability of the last write of each actor.
+    /// How durable the last write of each actor is; an actor's name is its index.
     last_write: Vec<Durability>,
     is_lagging: bool,
     /// The time of the latest change of any primary.
@@ -103,7 +103,7 @@ impl Mongo {
         }
     }
 
-    /// Executes a write of this actor on the primary. The write may find nothing to change.
+    /// Executes a write of this actor on the primary, and tracks how durable it is. The write may change nothing.
     pub fn write<T>(&mut self, by: Name, write: impl FnOnce(&mut Data) -> T) -> T {
         let written = self.also(write);
         if self.is_lagging {
@@ -150,7 +150,7 @@ impl Mongo {
         }
     }
 
-    /// Elects another primary. Returns false if no write is lost.
+    /// Elects another primary. Returns false if this loses no write.
     pub fn fail_over(&mut self) -> bool {
         let loses = self.is_behind();
         self.primary = self.majority.clone();

@@ -1,5 +1,5 @@
-//! The state database. A writer counts a write as done only once the majority has it, so the model keeps only the data of the
-//! majority. A write that the majority does not have yet is a step that has not been taken yet.
+//! The state database. A rescuer counts a write as done only once the majority has the write, so the model stores only the data
+//! of the majority. While the majority does not have a write, the model treats the write as not yet begun.
 
 use super::time::Tick;
 use crate::name::Name;
@@ -11,7 +11,7 @@ pub struct Lease {
     pub epoch: u8,
     /// The tick at which the lease ends, or `None` if the lease was released.
     pub until: Option<Tick>,
-    /// A standby rescuer that has reported that it can send commands, and the tick until which this report counts.
+    /// The standby rescuer that last reported that it can send commands, and the tick at which this report expires.
     pub able: Option<(Name, Tick)>,
 }
 
@@ -38,7 +38,7 @@ impl StateDatabase {
         self.position.is_some() && self.take(behind, epoch)
     }
 
-    /// Writes a position, as a new owner does. Returns false if the saved position has a higher epoch.
+    /// Writes a position, even if none is saved, as a new owner does. Returns false if the saved position has a higher epoch.
     pub fn take(&mut self, behind: u8, epoch: u8) -> bool {
         if self.position.is_some_and(|position| position.epoch > epoch) {
             return false;

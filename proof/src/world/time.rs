@@ -12,7 +12,7 @@ pub type Tick = u8;
 
 /// The duration of one tick.
 pub const TICK: Duration = Duration::from_secs(10);
-/// The delay of the rescuer: the age at which it takes care of an undelivered message.
+/// The delay of the rescuer: how old an undelivered message must be before the rescuer queues a command for it.
 pub const DELAY: Tick = 1;
 /// How long an inline claim lasts.
 pub const INLINE_LEASE: Tick = 1;
@@ -20,7 +20,7 @@ pub const INLINE_LEASE: Tick = 1;
 pub const CLAIM_LEASE: Tick = 2;
 /// How long the lease on a stream lasts before its owner must renew it.
 pub const OWNERSHIP_LEASE: Tick = 2;
-/// How long the sweep waits before it queues a document in the same state a second time.
+/// How long the sweep waits before it queues a second command for a document whose state has not changed.
 pub const REQUEUE_PAUSE: Tick = 1;
 
 const BEGINNING: i64 = 1_700_000_000_000;

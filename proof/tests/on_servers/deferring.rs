@@ -1,5 +1,5 @@
-//! Saves with deferred clears, between writes of other programs. The delivered messages of such a save stay in the outbox for a
-//! while, and the next save may replace the whole array.
+//! Saves with deferred clears, between writes of other programs. The messages of such a save stay in the outbox for a while after
+//! their delivery, and the next save may replace the whole array.
 
 use std::{
     collections::HashMap,
@@ -31,7 +31,7 @@ const FOR_EVER: Duration = Duration::from_mins(10);
 /// A step that changes or loads a document.
 #[derive(Debug, Clone)]
 enum Step {
-    /// The application saves the document with this number of messages.
+    /// The application saves the document, and the save adds this number of messages.
     Save(usize),
     /// The application loads the document again.
     Load,
@@ -81,7 +81,7 @@ impl Message for Number {
     const TYPE: &'static str = "number";
 }
 
-/// A deliverer that notes the ids of the messages that it was given, by document.
+/// A deliverer that records, for each document, the ids of the messages that it was given.
 #[derive(Clone, Default)]
 struct Noted(Arc<Mutex<HashMap<i32, Vec<Uuid>>>>);
 
@@ -97,7 +97,7 @@ impl Deliver for Noted {
     }
 }
 
-/// The elements of a document that must be delivered or still be there in the end.
+/// The elements of a document's outbox. At the end of a case, each of them must be delivered or still be in the outbox.
 #[derive(Default)]
 struct Ledger {
     sent: Vec<Uuid>,
@@ -106,7 +106,7 @@ struct Ledger {
 }
 
 /// *A save removes only entries that were delivered. Every message of the application is delivered once and in order, and each
-/// element that another program pushed is delivered or still there.*
+/// element that another program pushed is delivered or stays in the outbox, unless another program removed it.*
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_save_removes_what_others_pushed() {
     let server = Server::open().await;

@@ -28,9 +28,9 @@ use crate::{
 
 const CASES: usize = 400;
 const AT_ONCE: usize = 16;
-/// Stands, in an expected entry, for any date that is not before the beginning of the test.
+/// A placeholder in expected entries: it equals any date at or after the beginning of the test.
 const JUST_NOW: DateTime = DateTime::from_millis(i64::MAX);
-/// Stands, in an expected entry, for any date that is more than ten minutes after the beginning of the test.
+/// A placeholder in expected entries: it equals any date that is more than ten minutes after the beginning of the test.
 const LATER: DateTime = DateTime::from_millis(i64::MAX - 1);
 
 fn retry() -> RetryPolicy {
@@ -54,7 +54,7 @@ fn any_answer() -> impl Strategy<Value = Answer> {
         .prop_map(|(outcome, handler)| Answer { outcome, delivered_to: handler.into_iter().collect() })
 }
 
-/// A deliverer that gives each message the answer of its case.
+/// A deliverer that answers for each message what the test case prescribes.
 struct Scripted(HashMap<(i32, Uuid), Answer>);
 
 #[async_trait]
@@ -117,8 +117,8 @@ impl Case {
         Self { before, ordering, answers: ids.into_iter().zip(answers).collect() }
     }
 
-    /// Simulates a pass and returns the outbox after it. The pass claims and tries due messages in their order until one message
-    /// stops the pass.
+    /// Simulates a pass and returns the outbox after it. The pass claims and delivers due messages in their order until one of
+    /// them stops the pass.
     fn after_a_pass(&self, now: DateTime) -> Vec<Bson> {
         let mut array = Array(self.before.clone());
         loop {
@@ -300,7 +300,7 @@ impl Message for Any {
     const TYPE: &'static str = "any";
 }
 
-/// A message in the form in which the test sends it.
+/// The parts of a message that the test sends.
 #[derive(Debug, Clone)]
 struct Sent {
     payload: Bson,
@@ -314,8 +314,8 @@ fn any_sent() -> impl Strategy<Value = Sent> {
     (any_bson(), headers, after).prop_map(|(payload, headers, after)| Sent { payload, headers, after })
 }
 
-/// *A save appends its messages and sets the fields that changed. The messages are read as they were sent. Entries and fields of
-/// other writers stay as they are.*
+/// *A save appends its messages and sets the fields that changed. A reader gets the messages as they were sent. Entries and
+/// fields of other writers stay as they are.*
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_save_appends_what_is_read_as_it_was_sent() {
     let server = Server::open().await;

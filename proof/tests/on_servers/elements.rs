@@ -9,14 +9,15 @@ use crate::generated::any_bson;
 
 pub(crate) const MINUTE: i64 = 60_000;
 
-/// An element whose dates are relative to a time that is not known yet.
+/// An element of an outbox. Its dates are relative to the present time, `now`, which is known only when `outbox` builds the
+/// element.
 #[derive(Debug, Clone)]
 pub(crate) enum Part {
-    /// An entry. The dates are in minutes after that time.
+    /// An entry. The dates are in minutes after `now`.
     Entry { fields: Document, dates: Vec<(&'static str, i64)> },
     /// An element that is not an entry.
     Odd(Bson),
-    /// A message from an earlier place in the outbox, pushed again.
+    /// A copy of an element from an earlier place in the outbox.
     Again(prop::sample::Index),
 }
 
@@ -112,7 +113,7 @@ pub(crate) fn slots(outbox: &[Bson]) -> Vec<Slot> {
     read_outbox(Some(&Bson::from(outbox.to_vec()))).unwrap()
 }
 
-/// Returns the bytes of an element, so that a comparison finds NaN equal to itself.
+/// Returns the bytes of an element, because NaN is not equal to itself but its bytes are.
 pub(crate) fn bytes(value: &Bson) -> Vec<u8> {
     mongodb::bson::to_vec(&doc! { "": value }).unwrap()
 }

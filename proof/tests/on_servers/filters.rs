@@ -1,5 +1,5 @@
-//! Compares the queries and filters that the server executes with the decision whether a document needs a command. No query or
-//! filter may leave out a document that needs a command.
+//! Compares the rescuer's queries and filters, which the server executes, with the decision of its code whether a document needs
+//! a command. No query or filter may leave out a document that needs a command.
 
 use std::collections::BTreeSet;
 
@@ -29,7 +29,7 @@ const DELAY: std::time::Duration = std::time::Duration::from_secs(15);
 type Ids = BTreeSet<i32>;
 
 /// *If the sweep would rescue a document for an entry with a date, the query for due entries finds the document. If the entry has
-/// no date, the query for entries without a date finds the document. Neither query finds a document without a living entry.*
+/// no date, the query for entries without a date finds the document. Neither query finds a document in which no entry is alive.*
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_sweep_asks_for_every_document_it_would_rescue() {
     let server = Server::open().await;
@@ -77,12 +77,12 @@ enum Change {
     Replace(Vec<Part>),
     /// Removes an entry, as a clear does.
     Pull(usize),
-    /// Claims an entry. This change and the next three are those that a worker writes.
+    /// Claims an entry. A worker writes the changes `Claim`, `Fail`, `Die` and `Release`.
     Claim(usize),
     Fail(usize),
     Die(usize),
     Release(usize),
-    /// Removes a field of an entry. This change and the following ones are those that somebody makes by hand.
+    /// Removes a field of an entry. Somebody makes the changes from `Unset` to `Empty` by hand.
     Unset(usize, &'static str),
     Set(usize, &'static str, Bson),
     Overwrite(usize, Part),
@@ -127,8 +127,9 @@ fn any_change() -> impl Strategy<Value = Change> {
     ]
 }
 
-/// *If a document needs a command after a change and needed none before, the stream shows the change, or the entry has a date by
-/// which the sweep finds the document. The stream does not show claims and failures, because they would double its length.*
+/// *If a document needs a command after a change and needed none before, the stream shows the change, or the entry that needs the
+/// command has a date by which the sweep finds the document. The stream does not show claims and failures, because these changes
+/// would double the length of the stream.*
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_stream_shows_every_change_that_makes_work() {
     let server = Server::open().await;

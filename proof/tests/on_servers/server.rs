@@ -61,8 +61,8 @@ impl Server {
     }
 }
 
-/// Generates `count` values with a strategy. Each run generates other values, unless `OUTBOX_TEST_SEED` has the seed of an
-/// earlier run.
+/// Generates `count` values with a strategy. Each run generates different values. If `OUTBOX_TEST_SEED` has the seed of an
+/// earlier run, the run generates the values of that earlier run.
 pub(crate) fn generate<T>(count: usize, strategy: impl Strategy<Value = T>) -> Vec<T> {
     let seed = match std::env::var("OUTBOX_TEST_SEED") {
         Ok(seed) => seed.parse().expect("OUTBOX_TEST_SEED is a number"),

@@ -1,4 +1,5 @@
-//! Properties of bodies: a body equals the output of `serde_json` for the same message, and extended JSON keeps every type.
+//! Properties of message bodies: a body equals the output of `serde_json` for the same message, and extended JSON keeps the type
+//! of every value.
 
 use std::collections::BTreeMap;
 

@@ -44,7 +44,7 @@ fn value_of(key: &Key) -> BoxedStrategy<String> {
 }
 
 fn literal(text: &str) -> String {
-    // A JSON string is also a TOML string, except that TOML wants one more character escaped.
+    // A JSON string is also a TOML string, except that TOML requires the character U+007F to be escaped too.
     serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
