@@ -1,7 +1,7 @@
 //! Adds messages to an update of your own: `cargo run --example own_update`.
 //!
-//! A repository that writes single fields can continue to do so. The library adds the messages and a fresh etag to the
-//! update.
+//! A repository that writes single fields can continue to write them. The library adds the messages and a fresh etag to
+//! the update.
 
 use document_outbox::{
     Aggregate, Dispatch, InlineDispatcher, Message, Mode, Outbox, Store, deliver::Handlers,

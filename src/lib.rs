@@ -6,15 +6,15 @@
 //! | step | here |
 //! |---|---|
 //! | an aggregate sends | [`Aggregate`], [`Message`], [`Outbox`] |
-//! | it is saved, with its messages | [`Store`] |
-//! | they are delivered right after the save | [`InlineDispatcher`], [`deliver`] |
+//! | the aggregate is saved, with its messages | [`Store`] |
+//! | the messages are delivered right after the save | [`InlineDispatcher`], [`deliver`] |
 //! | a receiving aggregate recognises repeats | [`Inbox`] |
 //! | messages are received from RabbitMQ | [`receive`] |
 //!
 //! Messages that inline delivery misses (the process died, the broker was unavailable, a handler failed) are found by
-//! the *rescuer* and delivered by the *dispatcher*, two separate services that share only [`command`]. The services and
-//! the inline dispatcher use the same rules for *what may be delivered now* and the same implementation of delivery
-//! ([`Processor`](dispatch::Processor)).
+//! the *rescuer* and delivered by the *dispatcher*. These are two separate services: the rescuer sends commands (see
+//! [`command`]) to the dispatcher. The services and the inline dispatcher use the same rules for *what may be delivered
+//! now* and the same implementation of delivery ([`Processor`](dispatch::Processor)).
 //!
 //! ```
 //! use document_outbox::{Aggregate, Message, Outbox};

@@ -29,7 +29,7 @@ impl Default for InboxLimits {
 
 /// Records received messages, so that a message that is delivered *at least once* takes effect *exactly once*.
 ///
-/// Add it as a stored field of your own struct: `#[serde(default)] inbox: Inbox`. The effect of a message and its
+/// Add an inbox as a stored field of your own struct: `#[serde(default)] inbox: Inbox`. The effect of a message and its
 /// record are saved by the same update, so the record of a repeated message exists exactly if its effect was saved.
 ///
 /// ```

@@ -43,7 +43,7 @@ pub trait Message: Serialize {
     /// names](Self::TYPES), `TYPE` is their common prefix.
     const TYPE: &'static str;
 
-    /// All names that new messages of this Rust type can have. There is more than one if
+    /// All names that new messages of this Rust type can have. There are several names if
     /// [`message_type`](Self::message_type) depends on the value.
     const TYPES: &'static [&'static str] = &[Self::TYPE];
 

@@ -11,7 +11,7 @@ use crate::{
     stored::ids::new_id,
 };
 
-/// Collects the messages that an aggregate sends. Add it as a field of your own struct, marked `#[serde(skip)]`.
+/// Collects the messages that an aggregate sends. Add an outbox as a field of your own struct, marked `#[serde(skip)]`.
 ///
 /// Sending writes nothing: the messages are written by the save, in the same update as the aggregate's other
 /// fields. An outbox is never read from a document; it does not contain the entries of earlier saves.

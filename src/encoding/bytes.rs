@@ -123,7 +123,7 @@ fn declared_length(bytes: &[u8]) -> Option<usize> {
     usize::try_from(length).ok()
 }
 
-/// Whether the server would accept these bytes, apart from its rules for names and types.
+/// Whether the server would accept these bytes, apart from the server's rules for names and types.
 pub(crate) fn is_sound(document: &RawDocument, depth: usize) -> bool {
     let mut elements = elements(document);
     let sound = elements.all(|element| is_sound_element(element, depth));

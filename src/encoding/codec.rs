@@ -71,14 +71,14 @@ pub(crate) fn decode_value<T: DeserializeOwned>(value: &Bson) -> Result<T, Codec
 /// The range of milliseconds since 1970 that RFC 3339 can write, which is the years 0 to 9999.
 const RFC_3339: std::ops::RangeInclusive<i64> = -62_167_219_200_000..=253_402_300_799_999;
 
-/// Formats a date as RFC 3339. Returns `None` outside the years 0 to 9999, because for such dates one BSON version
-/// fails and the other writes a different date.
+/// Formats a date as RFC 3339. Returns `None` outside the years 0 to 9999, because for such dates one version of `bson`
+/// fails and the other version writes a different date.
 pub(crate) fn rfc3339(date: DateTime) -> Option<String> {
     let writable = RFC_3339.contains(&date.timestamp_millis());
     writable.then(|| date.try_to_rfc3339_string().ok()).flatten()
 }
 
-/// Decodes a raw document into an owned one.
+/// Decodes a raw document into an owned document.
 pub(crate) fn to_document(raw: &mongodb::bson::RawDocument) -> Result<Document, CodecError> {
     raw.try_into().map_err(CodecError::new)
 }

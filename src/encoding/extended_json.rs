@@ -12,7 +12,7 @@ use crate::encoding::codec;
 /// The start of the year 10000, the first date that relaxed extended JSON no longer writes as text.
 const BEYOND_TEXT: i64 = 253_402_300_800_000;
 
-/// Converts a value to the canonical form of MongoDB's specification, which is read back as the same type.
+/// Converts a value to the canonical form of MongoDB's specification, which can be read back without a change of type.
 pub(crate) fn canonical(value: &Bson) -> Result<Value, serde_json::Error> {
     Ok(match value {
         Bson::Document(document) => object_of(document, canonical)?,

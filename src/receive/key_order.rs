@@ -75,7 +75,7 @@ impl<T> KeyOrder<T> {
         Retried { order: self, key }
     }
 
-    /// Whether there is room to hold the current message of a key, which is not held yet.
+    /// Whether the current message of a key can be held for another try. The message is not held yet.
     pub(super) fn room(&self, key: Option<&str>) -> RetryRoom {
         let states = self.lock();
         let behind = key.and_then(|key| states.keys.get(key)).map_or(0, |state| state.behind.len());

@@ -153,7 +153,7 @@ impl ReceivedMessage {
         }
         Err(Undecodable(match error.classify() {
             serde_json::error::Category::Data => without_values(&error.to_string()),
-            // Errors of other categories quote only a position and what the syntax expects there.
+            // Errors of other categories quote only a position and what the syntax expects at this position.
             _ => format!("the body cannot be read as JSON: {error}"),
         }))
     }

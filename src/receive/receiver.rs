@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// The fraction of the grace period, at its end, in which unfinished messages return to the queue.
+/// The last part of the grace period, as a fraction, in which unfinished messages return to the queue.
 const LAST_PART: f64 = 0.2;
 /// How long closing the connections may take after the grace period.
 const FAREWELL: Duration = Duration::from_millis(500);

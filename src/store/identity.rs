@@ -110,8 +110,8 @@ pub(super) fn named_by(
     Ok(document)
 }
 
-/// Whether a document that was found by another form of the requested id really has that id: both ids must have the
-/// same BSON type.
+/// Whether a document that was found by another form of the requested id really has the requested id: both ids must
+/// have the same BSON type.
 pub(super) fn is_of_one_type(asked: &Bson, found: &Bson) -> bool {
     match (asked, found) {
         (Bson::Binary(asked), Bson::Binary(found)) => asked.subtype == found.subtype,

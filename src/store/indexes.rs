@@ -2,8 +2,8 @@
 
 use mongodb::{IndexModel, bson::doc, options::IndexOptions};
 
-/// Returns the two indexes that a collection with outboxes needs. One finds due entries by time and leaves out empty
-/// outboxes; the other finds dead entries by time.
+/// Returns the two indexes that a collection with outboxes needs. The first index finds due entries by time and leaves
+/// out empty outboxes. The second index finds dead entries by time.
 #[must_use]
 pub fn indexes() -> [IndexModel; 2] {
     let filled = doc! { "outbox.id": { "$exists": true } };

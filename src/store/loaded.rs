@@ -85,7 +85,8 @@ impl<T: Aggregate> Loaded<T> {
         })
     }
 
-    /// Records how many entries a save wrote, how many others the outbox has, and how the new entries were dispatched.
+    /// Records how many entries a save wrote, how many other entries the outbox has, and how the new entries were
+    /// dispatched.
     pub(super) fn has_sent(&mut self, sent: usize, others: usize, dispatch: &Dispatch) {
         if others == 0 {
             self.assumption.was_right();
@@ -222,7 +223,7 @@ fn decode<T: Aggregate>(raw: &RawDocument) -> Result<T, String> {
     }
 
     // The lossy copy replaces invalid text, so check that the struct writes exactly the stored values. Entries of the
-    // outbox are excluded; delivery checks those.
+    // outbox are excluded, because delivery checks the entries.
     let mut lossy = salvage::lossy(raw);
     lossy.remove(OUTBOX);
     let lossy = codec::encode(&lossy).map_err(|error| error.to_string())?;

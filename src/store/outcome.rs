@@ -152,7 +152,7 @@ pub enum Deleted {
     /// The document was not deleted, because another process saved it after the load. Load the document again and
     /// repeat the decision.
     Conflict,
-    /// The document did not exist any more.
+    /// The document no longer existed.
     Gone,
     /// The document was not deleted, because its outbox still has messages. Wait until they are delivered, and handle
     /// the dead ones.

@@ -1,4 +1,5 @@
-//! Loads, changes and saves an aggregate in one call, and starts over if another process saved it in the meantime.
+//! Loads, changes and saves an aggregate in one call, and starts over if another process saved the aggregate between
+//! the load and the save.
 
 use std::{borrow::Borrow, convert::Infallible, time::Duration};
 
@@ -20,8 +21,8 @@ const TRIES: u32 = 32;
 const LONGEST_AFTER: u32 = 7;
 
 impl<T: Aggregate> Store<T> {
-    /// Loads an aggregate, changes it and saves it. Starts over if another process saved it in the
-    /// meantime.
+    /// Loads an aggregate, changes it and saves it. Starts over if another process saved the aggregate between the load
+    /// and the save.
     ///
     /// The closure may run several times, each time on a freshly loaded aggregate, so it should only change that
     /// aggregate. The id may be given in any borrowed form, as for [`load`](Store::load).
@@ -47,7 +48,8 @@ impl<T: Aggregate> Store<T> {
     /// Like [`update`](Store::update), but the closure can return an error; in this case the aggregate is not saved.
     ///
     /// # Errors
-    /// The outer error is the store's, the inner one the closure's: `orders.try_update(&id, Order::pay).await??`.
+    /// The outer error is the store's, and the inner error is the closure's: `orders.try_update(&id,
+    /// Order::pay).await??`.
     pub async fn try_update<Q, R, E>(
         &self,
         id: &Q,
@@ -93,7 +95,7 @@ impl<T: Aggregate> Store<T> {
     /// The closure may run several times, and any effects that it has outside the aggregate are then repeated.
     ///
     /// # Errors
-    /// The outer error is the store's, the inner one the closure's.
+    /// The outer error is the store's, and the inner error is the closure's.
     pub async fn update_async<Q, F, E>(
         &self,
         id: &Q,

@@ -44,7 +44,7 @@ const EMPTY_STRING: &[u8] = &[1, 0, 0, 0, 0];
 /// The condition that a save puts on the stored outbox.
 pub(super) enum Condition {
     /// The outbox has only entries that were delivered under one claim. The save removes those entries and writes its
-    /// own with a claim.
+    /// own entries with a claim.
     HoldsOnly(Taken),
     /// The outbox is empty, or has exactly the entries of a clear that is in progress and that the server may execute
     /// before or after this save. The save writes its entries with a claim.

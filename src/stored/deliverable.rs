@@ -75,7 +75,7 @@ pub enum Hold {
 pub struct Deliverable<'a> {
     /// The entries to claim and deliver now, in this order.
     pub entries: Vec<&'a Entry>,
-    /// An entry to mark dead first, because the processes that claimed it kept dying.
+    /// An entry to mark dead before the delivery, because the processes that claimed it kept dying.
     pub crashed: Option<&'a Entry>,
     /// Whether there are more deliverable entries, for a later claim.
     pub more: bool,
@@ -116,7 +116,7 @@ pub fn deliverable<'a>(slots: &'a [Slot], rules: Rules<'_>) -> Deliverable<'a> {
             continue;
         }
 
-        // Entries for other deliverers are counted even behind a blocked head, because they are reported.
+        // Entries for other deliverers are counted even behind a blocked head, because their number is reported.
         let is_mine = (rules.serves)(entry.via.as_deref());
         if !is_mine {
             answer.not_mine += 1;

@@ -126,7 +126,8 @@ impl Slot {
 )]
 pub struct NotAnArray(pub &'static str);
 
-/// Reads the outbox of a stored document, or of a projection of one, regardless of the rest of the document.
+/// Reads the outbox of a stored document, or of a projection of such a document, regardless of the rest of the
+/// document.
 ///
 /// Invalid UTF-8 affects only the entry that contains it.
 ///
@@ -260,8 +261,8 @@ fn is_one_message(places: &[usize], entries: &[Result<Entry, String>]) -> bool {
 }
 
 /// Returns a canonical form of the content that a receiver gets. Integer width and field order are ignored, because a
-/// driver in another language may change both when it repeats a push, and the meaning of the delivered JSON stays the
-/// same.
+/// driver in another language may change the width and the order when it repeats a push, without changing the meaning
+/// of the delivered JSON.
 fn content(entry: &Entry) -> Option<Vec<u8>> {
     let mut headers = entry.headers.clone();
     // The trace context belongs to the save and not to the message.

@@ -42,7 +42,8 @@ impl ValueWriter {
     }
 }
 
-/// Converts an integer, and refuses one that doesn't fit into the 64 bits of BSON and most readers.
+/// Converts an integer, and refuses an integer that doesn't fit into 64 bits, the size that BSON and most readers
+/// support.
 fn integer<I: TryInto<i64>>(number: I) -> Result<Bson, CodecError> {
     let number =
         number.try_into().map_err(|_| CodecError("an integer does not fit into 64 bits (signed)".into()))?;
