@@ -2,20 +2,20 @@
 //!
 //! | error | means |
 //! |---|---|
-//! | 286 change stream history lost, 280 fatal change stream error, 260 invalid resume token, 136 capped position lost, 10334 a change too large to be sent | [`Fault::Lost`]: no reopening from this position helps |
+//! | 286 change stream history lost, 280 fatal change stream error, 260 invalid resume token, 136 capped position lost, 10334 a change too large to be sent | [`Fault::Lost`]: the stream can't be reopened at this position |
 //! | 9, 14, 40647, 40648, 40649, 50811, 50788 … a token the server can't read | [`Fault::Lost`] |
 //! | 13 not authorised, 18 authentication failed, 8000 refused by Atlas | [`Fault::Fatal`]: a person has to act |
 //! | a failed login, as the driver reports it | [`Fault::Fatal`] at the start, [`Fault::Transient`] later: a failover interrupts logins |
 //! | 40573 not a replica set; 59, 115, 40324 no change streams | [`Fault::Fatal`] |
-//! | 166 a view or a time series, 72 a read concern that change streams cannot have; both when a stream is opened | [`Fault::Fatal`] |
+//! | 166 (a view or a time series) or 72 (a read concern that change streams don't support), if the error occurs when a stream is opened | [`Fault::Fatal`] |
 //! | everything else: network, election, shutdown, a cursor that is gone, … | [`Fault::Transient`]: retried from the last position |
 //!
-//! A damaged token can make the server fail in any way while decoding it (for example with 15,
-//! overflow). So [`Fault::Lost`] also applies if the server itself refuses to open the stream
-//! several times in a row, for at least [`Settings::refused_for`](crate::Settings::refused_for),
-//! with no transient error ([`is_transient`]) in between. The exception is a position that is the
-//! server's own recent time: such a position cannot be lost, so the cause is the server, and a
-//! person has to act.
+//! A damaged token can make the server fail in any way while decoding it (for example with error 15,
+//! overflow). So [`Fault::Lost`] also applies if the server itself refuses to open the stream several times
+//! in a row, for at least [`Settings::refused_for`](crate::Settings::refused_for), with no transient error
+//! ([`is_transient`]) in between. The exception is a position that the rescuer took from the server's clock a
+//! short time ago: such a position cannot be lost, so the server itself causes the failure, and a person has
+//! to act.
 //!
 //! A [`Fault::Fatal`] ends the rescuer only at its start. Later it is reported as a problem of the
 //! affected stream or collection and retried. No restart is needed after the repair, and other
@@ -25,8 +25,8 @@ use document_outbox::internal::error_codes;
 use mongodb::error::{Error, ErrorKind};
 
 /// Network failures, elections, shutdowns, interruptions and routing errors: the driver
-/// specification's list of errors after which change streams resume, together with the replies of a
-/// busy server.
+/// specification's list of errors after which change streams resume, together with the error codes
+/// of a busy server.
 const TRANSIENT: [i32; 24] = [
     6, 7, 43, 46, 50, 63, 89, 91, 112, 133, 134, 150, 189, 202, 234, 237, 262, 9001, 10107, 11600, 11601,
     11602, 13435, 13436,
@@ -64,8 +64,8 @@ pub(crate) fn at_start(error: &Error) -> Fault {
 
 pub(crate) fn of(error: &Error) -> Fault {
     match error.kind.as_ref() {
-        // The driver reports this for every interrupted login, for example when a member is
-        // shutting down.
+        // The driver reports this kind of error for every interrupted login, for example when a
+        // member is shutting down.
         ErrorKind::Authentication { .. } => Fault::Transient,
         ErrorKind::InvalidArgument { .. } | ErrorKind::IncompatibleServer { .. } => Fault::Fatal(UNSUPPORTED),
         _ => error_codes::code(error).map_or(Fault::Transient, of_code),
@@ -100,7 +100,7 @@ pub(crate) fn explain(error: &Error, fault: Fault) -> String {
     }
 }
 
-/// The error without the server's whole response, and what to do if waiting doesn't help.
+/// The error's text without the server's full response, and advice in case waiting doesn't help.
 pub(crate) fn text(error: &Error) -> String {
     match error_codes::advice(error) {
         Some(advice) => format!("{}; {advice}", error.kind),

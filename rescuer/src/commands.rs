@@ -10,8 +10,8 @@ use document_outbox::{
 /// Sends commands and reports for each whether the broker confirmed it.
 #[async_trait]
 pub trait Commands: Send + Sync {
-    /// Sends a window of commands. The result at each index is `Ok` once the broker has confirmed
-    /// the command at that index.
+    /// Sends all the commands together. The result at each index is `Ok` once the broker has
+    /// confirmed the command at that index.
     async fn send(&self, commands: Vec<ProcessDocumentMessages>) -> Vec<Result<(), SendFailure>>;
 
     /// Waits until commands can probably be sent. It may return early, and its future may be

@@ -1,4 +1,5 @@
-//! Hashes names, so that a table of very many documents needs only eight bytes for each.
+//! Hashes names, so that a table of very many documents needs only eight bytes for each document's
+//! name.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 

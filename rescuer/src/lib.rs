@@ -2,10 +2,10 @@
 //! them.
 //!
 //! # Flow
-//! The rescuer reads the change streams of the watched collections with a configurable *delay*. If a change filled
-//! a document's outbox and the document still has undelivered messages after the delay, the rescuer sends a
-//! `ProcessDocumentMessages` command for the document to RabbitMQ. In addition, a sweep reads everything that is
-//! due, so that no message depends on a change being seen or a command arriving.
+//! The rescuer reads the change streams of the watched collections with a configurable *delay*. If a change
+//! filled a document's outbox and the document still has undelivered messages after the delay, the rescuer
+//! sends a `ProcessDocumentMessages` command for the document to RabbitMQ. In addition, a sweep reads every
+//! entry that is due, so that a message is delivered even if its change was missed or its command was lost.
 //!
 //! ```text
 //!              ┌─ stream ─▶ follow ─ hold until `delay` old ─▶ page ─┐
@@ -23,16 +23,17 @@
 //! - Memory doesn't grow with the delay, the backlog, or an outage of the broker.
 //!
 //! # Assumptions
-//! MongoDB 6.0 or later as a replica set or a sharded cluster. The watched collections should have
-//! the index on `outbox.available_at`; without it the sweep is slow, because it reads the
-//! collections from end to end. The rescuer only needs to read the watched collections and to write
-//! its state database.
+//! MongoDB 6.0 or later as a replica set or a sharded cluster. The watched collections should have the index
+//! on `outbox.available_at`; without it the sweep is slow, because it reads the collections from end to end.
+//! The rescuer only needs permission to read the watched collections, and to read and write its state
+//! database.
 //!
 //! # Caveats
-//! - A command is a hint. Extra commands are harmless; they occur after a crash, and for a busy document.
+//! - A command is only a hint, so extra commands are harmless. The rescuer may send them after a crash, and
+//!   for a document that changes often.
 //! - The oplog must cover more time than the delay.
-//! - Several rescuers with the same name are standbys for each other: one owns a stream for as long
-//!   as it renews its lease in the state database; the others wait.
+//! - Several rescuers with the same name are standbys for each other: one rescuer owns a stream for as long
+//!   as it renews its lease in the state database, and the other rescuers wait.
 //!
 //! # Example
 //! ```no_run

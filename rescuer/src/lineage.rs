@@ -1,7 +1,8 @@
 //! The identity of a cluster: the UUID that the server assigned to the collection of positions.
 //!
-//! In a restored dump or a copy, the collection has another UUID. Each position records the UUID,
-//! so that a copied position is recognised, and commands use it as the cluster's name.
+//! In a restored dump or a copy, the collection of positions has another UUID. Each position
+//! records the UUID, so that a copied position is recognised, and commands use it as the cluster's
+//! name.
 
 use std::sync::Arc;
 
@@ -14,7 +15,8 @@ use uuid::Uuid;
 pub(crate) struct Lineage(Arc<Mutex<Option<Binary>>>);
 
 impl Lineage {
-    /// The UUID; `None` if the collection doesn't exist, or the user may not read its UUID.
+    /// The UUID; `None` if the collection doesn't exist, or the user has no permission to read its
+    /// UUID.
     pub(crate) fn known(&self) -> Option<Binary> {
         self.0.lock().clone()
     }

@@ -148,7 +148,8 @@ fn check_start_at(text: &str) -> Result<(), String> {
     start_at(text).map(drop)
 }
 
-/// Parses a time or a duration before now. The time must be past; an empty text means `None`.
+/// Parses a time or a duration before now. The time must be in the past; an empty text means
+/// `None`.
 fn start_at(text: &str) -> Result<Option<Timestamp>, String> {
     if text.is_empty() {
         return Ok(None);
@@ -231,8 +232,8 @@ async fn serve(
     let client = client?;
 
     let rabbitmq = connections.rabbitmq.ok_or("the RabbitMQ URI was accepted without being read")?;
-    // Also declares the queue. Without a queue, commands sent before the first dispatcher starts
-    // would be lost.
+    // The publisher also declares the queue. Without a queue, commands sent before the first
+    // dispatcher starts would be lost.
     let publisher = Publisher::start(rabbitmq, CommandSender::topology(&exchange, &queue, topology));
     let commands = Arc::new(BrokerCommands::new(publisher.clone(), &exchange));
 
@@ -247,14 +248,14 @@ async fn serve(
         ended = &mut rescuing => ended.map_err(Into::into),
         () = ended(&publisher) => {
             stop.cancel();
-            // The position and the lease are saved for the next rescuer.
+            // Waits until the rescuer has saved its positions and released its leases.
             let _ = rescuing.await;
             Err("the task that publishes commands has ended, which is a defect; please report its errors in \
                 the log".into())
         }
     };
 
-    // No task waits for confirms now.
+    // The rescuer has ended, so no task waits for confirms of commands any longer.
     let _ = timeout(last, publisher.close()).await;
     result
 }

@@ -52,7 +52,8 @@ impl Mongo {
         self.clock.now().await
     }
 
-    /// A time from which a change stream shows every later write.
+    /// The server's current cluster time: a change stream that starts at this time shows every
+    /// later write.
     pub(crate) async fn operation_time(&self) -> Result<Timestamp, Error> {
         let reply = self.ping(None).await?;
         reply
@@ -60,8 +61,8 @@ impl Mongo {
             .map_err(|error| Error::custom(format!("the reply to `ping`: {error}")))
     }
 
-    /// The cluster time up to which the primary has every write; `None` if its reply has no such
-    /// time.
+    /// The cluster time up to which the primary has every write; `None` if the primary's reply has
+    /// no such time.
     pub(crate) async fn primary_time(&self) -> Result<Option<Timestamp>, Error> {
         let reply = self.ping(Some(primary())).await?;
         Ok(reply.get_timestamp("operationTime").ok())
@@ -89,7 +90,8 @@ pub(crate) fn primary() -> SelectionCriteria {
     SelectionCriteria::ReadPreference(ReadPreference::Primary)
 }
 
-/// Options for the state database, with which reads and writes survive a failover.
+/// Options for the collections of the state database. With these options, a failover undoes no
+/// write, and no data that was read.
 pub(crate) fn lasting() -> CollectionOptions {
     let majority = WriteConcern::builder().w(Acknowledgment::Majority).w_timeout(MAJORITY_WITHIN).build();
     CollectionOptions::builder()

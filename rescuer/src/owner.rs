@@ -1,8 +1,8 @@
 //! The owner's work during one term.
 //!
-//! The stream and the sweep run concurrently, together with three tasks that both need: one renews
-//! the lease, one watches the oplog, and one counts the backlog. Each task ends with the term. If a
-//! task panics, the term and the rescuer end.
+//! The stream and the sweep run concurrently, together with three tasks that the stream and the
+//! sweep both need: one renews the lease, one watches the oplog, and one counts the backlog. Each
+//! task ends with the term. If a task panics, the term and the rescuer end.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -52,7 +52,8 @@ pub(crate) struct Owner {
 
 impl Owner {
     /// Assembles the parts. `remembers` is the maximum number of documents that the sweep
-    /// remembers; `start_at` replaces the saved position as the start.
+    /// remembers. If `start_at` is set, the stream starts at that time instead of at the saved
+    /// position.
     pub(crate) fn new(
         process: &Process,
         term: Arc<Term>,
@@ -62,7 +63,7 @@ impl Owner {
         start_at: Option<Timestamp>,
     ) -> Self {
         let Process { broker, budget, .. } = process;
-        // The stream and the sweep share the parts that judge and send.
+        // The stream and the sweep share the parts that judge documents and send commands.
         let queued = RecentlyQueued::new(remembers, term.settings.requeue_pause);
         let inspector = Arc::new(Inspector::new(term.clone()));
         let lineage = positions.lineage().clone();
@@ -71,7 +72,7 @@ impl Owner {
         let catalogue = Arc::new(Catalogue::new(term.clone()));
         let full_sweep = Arc::new(FullSweep::new(term.clone()));
 
-        // Builds the sweep. The gauge waits for the sweep's first round.
+        // Builds the sweep. The gauge waits until the sweep's first round has ended.
         let swept = CancellationToken::new();
         let reader =
             CollectionReader::new(term.clone(), sender.clone(), inspector.clone(), catalogue.clone());
@@ -107,7 +108,7 @@ impl Owner {
     /// Works until stopped or until the lease is lost. Keeps the lease until all work has finished.
     pub(crate) async fn work(self) -> Result<(), RescuerError> {
         let Self { term, renewal, stream, sweep, gauge, full_sweep, panicked } = self;
-        // If this future ends or is dropped, no task keeps running alone.
+        // If this future ends or is dropped, the term's tasks stop too.
         let _all = term.stop.clone().drop_guard();
         let done = CancellationToken::new();
         let _done = done.clone().drop_guard();
@@ -121,7 +122,7 @@ impl Owner {
 
         let ended = run(&term, stream, sweep, &full_sweep).await;
         term.stop.cancel();
-        // All tasks have ended before another term of this process begins.
+        // Waits for the tasks, so that they have ended before this process begins another term.
         for task in beside {
             let _ = end_soon(task).await;
         }
@@ -167,8 +168,9 @@ async fn run(
     };
     term.report.healed(SERVING);
 
-    // The sweep handles documents that were saved before the stream's start. The latest of them
-    // become old enough one delay later.
+    // The stream shows no document that was saved before its start, so a full sweep reads these
+    // documents. The latest of them become old enough only one delay later, so a second full sweep
+    // follows then.
     full_sweep.postpone();
     full_sweep.request_later();
 

@@ -10,7 +10,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// The pauses of an operation that is retried until it succeeds. The mutex is never locked: it only
-/// makes the type `Sync`, so that a task can borrow the owner across an await.
+/// makes the type `Sync`, so that a task can borrow a value that contains `Pauses` across an await.
 pub(crate) struct Pauses(Mutex<Box<dyn Iterator<Item = Duration> + Send>>);
 
 impl Pauses {

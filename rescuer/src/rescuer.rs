@@ -95,7 +95,7 @@ impl Rescuer {
         self.events.subscribe()
     }
 
-    /// The state of the rescuer, now and while it runs.
+    /// A handle with which a caller can read the rescuer's state now and while the rescuer runs.
     #[must_use]
     pub fn status(&self) -> Status {
         let streams = self.streams.iter().map(|(_, report)| report.clone());
@@ -104,7 +104,7 @@ impl Rescuer {
 
     /// Rescues until `stop` is cancelled. Then the rescuer begins no new work, leaves unconfirmed pages to
     /// the next start, saves the positions of confirmed changes, releases its leases, and returns. This
-    /// takes seconds, even if no server answers.
+    /// shutdown takes only seconds, even if no server answers.
     ///
     /// While it runs, the rescuer waits out outages of MongoDB and of the broker, and waits while another
     /// rescuer owns a stream. If one stream or collection fails, the failure is reported and retried while
@@ -114,7 +114,7 @@ impl Rescuer {
     /// [`RescuerError`], if it cannot start, or if no stream can continue.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RescuerError> {
         // A separate token, so that a failed stream can stop the others. If this future ends or is
-        // dropped, no stream keeps running alone.
+        // dropped, all streams stop too.
         let stop = stop.child_token();
         let _all = stop.clone().drop_guard();
         match server::check(&self.process.mongo, &stop).await {

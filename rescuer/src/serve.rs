@@ -61,7 +61,8 @@ impl Stream {
     /// Serves the stream until a stop.
     pub(crate) async fn serve(self) -> Result<(), RescuerError> {
         let Process { broker, settings, .. } = &self.process;
-        // The start that an operator set in place of the saved position; used once.
+        // The start time that an operator set. It replaces the saved position in the first term
+        // only.
         let mut start_at = settings.start_at;
         loop {
             let last = settings.last_write();
@@ -80,7 +81,7 @@ impl Stream {
             match ended {
                 Ok(()) => {}
                 Err(error) if self.others == OtherStreams::None || error.is_defect() => return Err(error),
-                // The other streams continue.
+                // The other streams of this process continue.
                 Err(error) => {
                     self.report.trouble(SERVING, &error.with_source());
                     // The result is not needed: if a stop ended the sleep, the standby notices the
@@ -109,7 +110,7 @@ impl Stream {
     }
 
     /// Releases the lease, so that another rescuer can continue at once. If the release fails,
-    /// another continues when the lease expires.
+    /// another rescuer continues when the lease expires.
     async fn give_back(&self, term: &Term) {
         let release = timeout(self.lease.lasts(), self.lease.release(term.held.epoch));
         let last = self.process.settings.last_write();

@@ -185,8 +185,8 @@ impl Settings {
              collections, or change state_database",
         );
 
-        // A pattern in these settings that matches no watched collection would never have an
-        // effect.
+        // A pattern in `unordered` or `dead_blocks` that matches no watched collection would never
+        // have an effect.
         problems.add_if(
             self.unordered.iter().any(|pattern| !self.watches_some_of(pattern)),
             &["unordered", "watch"],
@@ -204,7 +204,8 @@ impl Settings {
              so remove them from one of the two settings",
         );
 
-        // A covered pattern would never apply, which can't be intended.
+        // A pattern that an earlier pattern covers completely would never apply, which can't be
+        // intended.
         if let Some((pattern, by)) = covered(&self.watch) {
             let sentence = format!(
                 "has {pattern} after {by}, which covers the former completely; put {pattern} first, or remove it"

@@ -21,7 +21,8 @@ pub(crate) struct Coverage {
     pub(crate) state_database: String,
 }
 
-/// One pattern, and the earlier patterns with other delays, whose collections it leaves to other streams.
+/// One pattern, together with the earlier patterns that have another delay: the collections that an earlier
+/// pattern matches belong to another stream.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct CoveredPattern {
     pub(crate) pattern: NamespacePattern,
@@ -36,8 +37,8 @@ pub(crate) struct Plan {
     pub(crate) coverage: Coverage,
 }
 
-/// Creates one stream for each delay, the shortest first. The stream with the base delay has the
-/// plain name.
+/// Creates one stream for each delay, the shortest first. The stream whose delay is
+/// `settings.delay` has the name `settings.stream`; the name of every other stream is longer.
 pub(crate) fn plans(settings: &Settings) -> Vec<Plan> {
     let mut delays = Vec::new();
     for pattern in &settings.watch {

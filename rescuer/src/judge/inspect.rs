@@ -46,7 +46,8 @@ pub(crate) fn projection() -> Document {
         fields.insert(field, format!("$$e.{field}"));
     }
 
-    // Keeps each `id` inside an inner array, because an update that selects by `id` also finds an `id` there.
+    // If an element is an array, keeps each `id` inside that array, because an update that selects by `id`
+    // also finds an `id` there.
     let inner = doc! { "$map": { "input": "$$e", "as": "i", "in": {
         "$cond": [is_a("$$i", "object"), { "id": "$$i.id" }, Bson::Null],
     } } };
@@ -100,7 +101,7 @@ pub(crate) struct Wanted {
 pub(crate) struct Inspected {
     /// The document, if it needs a command.
     pub(crate) wanted: Option<Wanted>,
-    /// Whether any living entry has no date.
+    /// Whether any entry that is not dead has no date.
     pub(crate) undated: bool,
 }
 
@@ -123,8 +124,9 @@ impl Inspector {
         let ordering = self.term.settings.ordering(namespace);
         let outbox = read_outbox_of(raw);
 
-        // Of two entries with the same id, `outbox` has only one. They may be one message that was
-        // pushed twice, or different messages; only their payloads show which.
+        // If two entries have the same id, `outbox` contains only one of the two. The entries may
+        // be one message that was pushed twice, or two different messages; only the payloads show
+        // which of these is the case.
         let read = outbox.as_ref().map_or(0, Vec::len);
         let is_unsure = raw.get_array("outbox").is_ok_and(|elements| elements.into_iter().count() > read);
 

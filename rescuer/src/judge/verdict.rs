@@ -1,11 +1,12 @@
 //! Decides, in a pure function, whether a document needs a command now.
 //!
-//! The rescuer asks the same question as every deliverer, [`deliverable()`], and one more: is the
-//! message old enough? A message that was never tried belongs to the inline dispatcher until the
-//! message is `delay` old, whether the change stream or the sweep found it. Without this rule, a
-//! frequently saved document would always appear to have a message that was just sent.
+//! The rescuer asks the same question as every deliverer, [`deliverable()`], and one more: is the message old
+//! enough? A message that was never tried belongs to the inline dispatcher until the message is `delay` old,
+//! whether the change stream or the sweep found it. Without this rule, the rescuer would queue a frequently
+//! saved document again and again, because such a document nearly always has a message that was saved just
+//! now.
 //!
-//! | entry | its own age |
+//! | entry | when it is old enough |
 //! |---|---|
 //! | failed before, claimed by a dispatcher before, scheduled, or released | old enough once it is due |
 //! | with `created_at` | `created_at` + delay |
@@ -13,9 +14,9 @@
 //! | without either, or with a time in the future | old enough: its age is unknown |
 //! | without `available_at`, found by the stream | old enough, because the change is old enough |
 //!
-//! The sweep rarely reads entries without a date, so the stream doesn't leave such an entry to the
-//! sweep merely because its writer's clock is fast. An entry with a date is left to the sweep until
-//! that date.
+//! The sweep rarely reads entries without a date, so the stream doesn't leave such an entry to the sweep
+//! merely because its writer's clock is fast. An entry whose date has not passed yet is left to the sweep,
+//! which finds the entry once the date has passed.
 
 use std::time::Duration;
 
@@ -57,7 +58,7 @@ impl Moment {
     }
 
     /// A moment for the change stream, which reads each change once. The message was created at
-    /// about the time of the change, by a clock that may differ a little.
+    /// about the time of the change, by a clock that may differ a little from the server's clock.
     pub fn following(now: DateTime, delay: Duration) -> Self {
         let slack = (delay / 4).min(LONGEST_SLACK);
         Self { now, old: earlier(now, delay.saturating_sub(slack)), delay, found_by: FoundBy::Stream }
@@ -87,9 +88,9 @@ pub struct Verdict {
     pub work: Option<Head>,
     /// When the first message to deliver became due for rescue, if known.
     pub due: Option<DateTime>,
-    /// The duration of an inline claim, if it is longer than the delay.
+    /// The duration of an inline dispatcher's claim, if it is longer than the delay.
     pub long_claim: Option<Duration>,
-    /// Whether a living entry has no date.
+    /// Whether any entry that is not dead has no date.
     pub undated: bool,
     /// The number of malformed elements.
     pub unreadable: usize,

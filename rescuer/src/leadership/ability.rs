@@ -15,9 +15,10 @@ use parking_lot::Mutex;
 
 use crate::commands::{Ability, Commands};
 
-/// Failures count once no command has been confirmed for this long.
+/// A process counts as unable to send once commands have failed for this long and none was
+/// confirmed in between.
 const FAILING_FOR: Duration = Duration::from_secs(10);
-/// Failures no longer count once no further failure has occurred for this long.
+/// A process counts as able to send again once no further command has failed for this long.
 const FORGIVEN: Duration = Duration::from_mins(1);
 
 /// The connection to the broker, which all streams of a process share.
@@ -36,8 +37,8 @@ impl Broker {
         if self.commands.is_ready() && !self.confirms.fail() { Ability::Able } else { Ability::Unable }
     }
 
-    /// Records the results of a window: the number of confirmed commands, and of failed commands
-    /// that a retry may confirm.
+    /// Records the results of one window of commands: the number of confirmed commands, and of
+    /// failed commands that a retry may confirm.
     pub(crate) fn note(&self, confirmed: usize, failed: usize) {
         self.confirms.note(confirmed, failed);
     }

@@ -6,25 +6,25 @@
 //!   owner: "host/pid/..",
 //!   epoch: 7,                             // increases by one each time the lease is taken
 //!   since: Date, until: Date,             // server time; a released lease has no `until`
-//!   term: { epoch: 7, lasts: 15000 },     // the duration of each renewal by that owner, in milliseconds
-//!   able: { owner: "..", until: Date } }  // a standby that can send commands
+//!   term: { epoch: 7, lasts: 15000 },     // how long each renewal in epoch 7 lasts, in milliseconds
+//!   able: { owner: "..", until: Date } }  // announces a standby that can send commands
 //! ```
 //!
 //! # Flow
-//! Standbys read the lease several times during its duration, and standbys that can send commands
-//! announce this in the lease. A standby that finds the lease expired takes it, with an epoch above
-//! both the lease's and the position's; see `standby.rs` for the order among standbys. The owner
-//! renews the lease three times per lease duration, and releases the lease when the owner stops.
+//! Standbys read the lease several times during its duration, and standbys that can send commands announce
+//! this in the lease. A standby that finds the lease expired takes it, with an epoch above the epochs of the
+//! lease and of the saved position; see `standby.rs` for the order among standbys. The owner renews the lease
+//! three times per lease duration, and releases the lease when the owner stops.
 //!
 //! # Guarantees
 //! - All dates are the server's (`$$NOW`). They are written and compared on the server, with
 //!   majority concern. A rescuer's own clock only measures durations.
-//! - An owner measures its lease from *before* its request, so it assumes a shorter lease than the
-//!   server grants. An owner that was paused past its lease detects this by its own clock alone,
-//!   before it queues or saves anything.
-//! - The server's clock may be set. A released lease has no date, so a clock that is set back can't
-//!   prolong it. A lease that a standby has not seen renewed for the lease's whole duration is over,
-//!   whatever its date.
+//! - An owner measures its lease from *before* its request, so it assumes a shorter lease than the server
+//!   grants. An owner whose process was paused until after the lease's end detects this by its own clock
+//!   alone, before it queues or saves anything.
+//! - The server's clock may jump, for example when an administrator sets it. A released lease has no date, so
+//!   a clock that is set back can't prolong it. If a standby has not seen a lease renewed for the lease's
+//!   whole duration, it treats the lease as over, whatever the lease's date.
 //! - A late write by a former owner is refused: a write only overwrites a position with the same or
 //!   a lower epoch.
 //!
@@ -35,8 +35,8 @@
 //!
 //! # Versions
 //! Rescuers of commit 2fcbd23 know neither `term` nor `able`. They leave both fields unchanged, and release a
-//! lease by setting its date. If the epoch in `term` differs from the lease's epoch, an earlier owner wrote
-//! `term`, and it is ignored.
+//! lease by setting `until` instead of removing it. If the epoch in `term` differs from the lease's epoch, an
+//! earlier owner wrote `term`, and it is ignored.
 
 use std::time::{Duration, Instant};
 
@@ -166,8 +166,9 @@ impl Lease {
         Ok(found.map(|found| seen(&found)))
     }
 
-    /// The epoch of the stream's position, if there is one. The epoch of a new owner must be higher; otherwise the
-    /// new owner couldn't write its position. This holds even if the lease was deleted.
+    /// The epoch of the stream's position, if there is one. The epoch of a new owner must be higher;
+    /// otherwise the new owner couldn't write its position. The epoch must be higher even if the lease was
+    /// deleted.
     pub(crate) async fn position_epoch(&self) -> Result<i64, Error> {
         let filter = doc! { "_id": &self.stream };
         let found = self.positions.find_one(filter).projection(doc! { "epoch": 1 }).await?;
@@ -175,7 +176,8 @@ impl Lease {
     }
 
     /// Takes the lease if it is free, with an epoch above `floor`; returns `None` if another
-    /// rescuer was faster. A lease whose date is still `stale` counts as expired.
+    /// rescuer was faster. If the lease's date is still equal to `stale`, the lease counts as
+    /// expired.
     pub(crate) async fn take(&self, floor: i64, stale: Option<DateTime>) -> Result<Option<Held>, Error> {
         let asked = Instant::now();
         let taken = self
@@ -308,7 +310,7 @@ fn seen(found: &Document) -> Seen {
 }
 
 /// The duration that each renewal by the owner grants. A `term` with another epoch was left by an
-/// earlier owner.
+/// earlier owner and is ignored.
 fn lasts_at_a_time(found: &Document, epoch: i64) -> Option<Duration> {
     let term = found.get_document("term").ok()?;
     if term.get_i64("epoch").ok() != Some(epoch) {

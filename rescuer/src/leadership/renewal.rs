@@ -1,10 +1,10 @@
 //! Renews a lease three times during its duration, until the owner's last work has finished.
 //!
 //! # When commands can't be sent
-//! The owner still reads, counts and renews, so everything that needs no broker stays visible. But
-//! it gives up the stream at once to a standby that can send commands, provided that the owner has
-//! had the stream for at least one lease duration. So with an unstable broker the stream changes
-//! hands at most once per lease duration.
+//! The owner still reads, counts and renews, so the rescuer continues to report everything for
+//! which it needs no broker. But it gives up the stream at once to a standby that can send
+//! commands, provided that the owner has had the stream for at least one lease duration. So with an
+//! unstable broker the stream changes hands at most once per lease duration.
 
 use std::{
     sync::Arc,
@@ -38,8 +38,8 @@ impl Renewal {
         Self { lease, term, broker, watch: Watch::default() }
     }
 
-    /// Renews the lease until everything is `done`. Makes the owner step back if the lease can't be
-    /// renewed, or if a standby can send commands and the owner can't.
+    /// Renews the lease until `done` is cancelled. Makes the owner step back if the lease can't be
+    /// renewed, or if a standby can send commands and the owner can't send any.
     pub(crate) async fn keep(mut self, done: CancellationToken) {
         let pause = self.lease.lasts() / 3;
         let mut renew_at = Instant::now() + pause;
@@ -51,7 +51,8 @@ impl Renewal {
                 return;
             }
             if !self.term.held.lasts() {
-                // Steps back, unless the owner has already done so.
+                // Because the lease is over, this call ends the term, unless the term has already
+                // ended.
                 self.term.is_over();
                 return;
             }
@@ -71,8 +72,8 @@ impl Renewal {
         }
     }
 
-    /// A standby that can send commands, if this owner can't and has had the stream for long
-    /// enough.
+    /// A standby that can send commands, if this owner can't send any and has had the stream for
+    /// long enough.
     async fn better_placed(&mut self) -> Option<String> {
         let ability = self.broker.ability();
         self.term.report.ability(ability);

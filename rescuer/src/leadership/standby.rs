@@ -1,13 +1,13 @@
 //! Decides which standby takes a lease and which ones keep waiting.
 //!
-//! | the lease | this rescuer | does |
+//! | the lease | this rescuer | what this rescuer does |
 //! |---|---|---|
 //! | another's, and lasts | can send commands | waits, and announces itself in the lease |
-//! | another's, and lasts | can't | waits |
-//! | another's, dated ahead, but not renewed for its whole duration | | treats the lease as over |
-//! | over, released, or its own earlier one | can send commands | takes it |
-//! | the same | can't, and a standby can | leaves it to that standby |
-//! | the same | can't, and no standby is known that can | takes it: much of an owner's work needs no broker |
+//! | another's, and lasts | can't send commands | waits |
+//! | another's, and lasts by its date, but was not renewed for its whole duration | with or without a broker | treats the lease as over |
+//! | over, released, or its own earlier one | can send commands | takes the lease |
+//! | over, released, or its own earlier one | can't send commands, but another standby can | leaves the lease to that standby |
+//! | over, released, or its own earlier one | can't send commands, and knows of no standby that can | takes the lease: much of an owner's work needs no broker |
 //!
 //! So a rescuer without a broker never takes a stream from one that has a broker. If the broker is
 //! unavailable to all rescuers, one of them owns the stream, keeps its position within the oplog,
@@ -144,7 +144,7 @@ impl<'a> Standby<'a> {
     async fn take(&self, floor: i64, stale: Option<DateTime>) -> Result<Option<Held>, Interrupted> {
         let taking = self.lease.take(floor, stale);
         let Ok(taken) = with_grace(self.stop, self.last_write, taking).await else {
-            // The request may have taken the lease.
+            // The failed request may nevertheless have taken the lease.
             let _ = with_grace(self.stop, self.last_write, self.lease.release_any()).await;
             return Err(Interrupted::Halted);
         };
@@ -165,7 +165,8 @@ impl<'a> Standby<'a> {
         }
     }
 
-    /// The time until the next read of the lease, which is no later than the lease's possible end.
+    /// The time until the next read of the lease. This read takes place no later than the time at
+    /// which the lease may end.
     fn pause(&self, left: Duration) -> Duration {
         let pause = pause_between_reads(self.lease.lasts());
         if left.is_zero() { pause } else { pause.min(left) }

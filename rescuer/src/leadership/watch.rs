@@ -87,9 +87,10 @@ impl Watch {
         }
     }
 
-    /// The standby to which an owner gives up its stream, having owned the stream for `held`. If the owner
-    /// can't send commands, this is a standby that can, but not before one lease duration has passed, so
-    /// that an unstable broker doesn't make the stream change hands too often.
+    /// The standby to which an owner gives up its stream; `None` if the owner keeps the stream. An owner that
+    /// can't send commands gives up the stream to a standby that can, but only after it has owned the stream
+    /// for a whole lease duration: otherwise an unstable broker would make the stream change hands too often.
+    /// `held` is the time for which the owner has owned the stream.
     pub fn yields_to<'a>(
         &mut self,
         seen: &'a Seen,

@@ -142,11 +142,11 @@ pub enum StartedFrom {
     Now,
     /// From the saved position.
     Position,
-    /// From the time of a position that was saved for other patterns, with a sweep.
+    /// From the time of a position that was saved for other patterns; a full sweep also runs.
     ChangedPatterns,
     /// From now, because the position was lost.
     AfterLoss,
-    /// From the time in the settings, with a sweep.
+    /// From the time in the settings; a full sweep also runs.
     Asked,
 }
 

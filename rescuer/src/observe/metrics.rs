@@ -1,8 +1,8 @@
 //! The rescuer's metrics: their names, their meanings, and when they are recorded.
 //!
 //! The metrics are recorded through the `metrics` facade, in the recorder that is installed when a
-//! [`Rescuer`](crate::Rescuer) is made. Without a recorder they cost almost nothing. From that
-//! moment each series exists, with the initial value zero.
+//! [`Rescuer`](crate::Rescuer) is made. Without a recorder they cost almost nothing. From the
+//! moment when the rescuer is made, each series exists, with the initial value zero.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

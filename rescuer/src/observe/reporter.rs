@@ -139,7 +139,7 @@ impl Reporter {
         self.error(&format!("could not {part}: {error}"));
     }
 
-    /// Records that this operation works again, or is no longer needed.
+    /// Records that an operation of this stream works again, or is no longer needed.
     pub(crate) fn healed(&self, part: &str) {
         let mut standing = self.standing();
         if standing.troubles.remove(part).is_none() {
@@ -155,7 +155,7 @@ impl Reporter {
         self.standing().last_error = Some((error.to_owned(), Instant::now()));
     }
 
-    /// Records that a page was begun or has advanced.
+    /// Records that a page of changes was begun or has made progress.
     pub(crate) fn page_moved(&self) {
         self.standing().page = Some(Instant::now());
     }
@@ -218,7 +218,7 @@ impl Reporter {
         self.standing().position = time;
     }
 
-    /// Records that the changes in progress became due at `due`, with the current time `now`.
+    /// Records that the changes in progress became due at `due`. The current time is `now`.
     pub(crate) fn head_due(&self, due: DateTime, now: DateTime) {
         let mut standing = self.standing();
         standing.head = Some(due);

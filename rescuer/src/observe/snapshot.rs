@@ -10,7 +10,8 @@ use super::event::RescueEvent;
 pub struct Snapshot {
     /// The name of this process in leases.
     pub name: String,
-    /// One status for each delay, the shortest first.
+    /// One status for each stream. Each stream has its own delay, and the stream with the shortest
+    /// delay comes first.
     pub streams: Vec<StreamStatus>,
     /// Why the rescuer is not ready, in sentences; empty if it is ready. A standby whose stream has a live
     /// owner is ready.

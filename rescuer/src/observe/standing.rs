@@ -22,10 +22,11 @@ use crate::{commands::Ability, watch_plan::Plan};
 pub(super) const SILENCE: Duration = Duration::from_secs(30);
 /// The time within which another rescuer should take a lease that has ended.
 pub(super) const TAKING: Duration = Duration::from_secs(5);
-/// A page that makes no progress for this long is stuck. For the sweep, the pause between its
-/// rounds is added to this time.
+/// A page of changes that makes no progress for this long counts as stuck. The sweep counts as
+/// stuck after this time plus the pause between its rounds.
 pub(super) const STUCK: Duration = Duration::from_mins(1);
-/// Readiness describes this many problems, and gives only the number of the others.
+/// The report of readiness describes at most this many problems, and gives only the number of
+/// further problems.
 const MOST_TROUBLES: usize = 3;
 
 /// Whether the reader of the change stream is reading.
@@ -65,7 +66,7 @@ pub(super) struct Standing {
     pub(super) page: Option<Instant>,
     /// The time when the sweep last advanced.
     pub(super) sweep_moved: Instant,
-    /// The failures by operation.
+    /// The failures; the key is the operation that fails.
     pub(super) troubles: BTreeMap<String, Trouble>,
     pub(super) position: Option<Timestamp>,
     /// When the changes in progress became due.
@@ -259,7 +260,8 @@ impl Standing {
         }
     }
 
-    /// Whether the lease has been over for longer than `grace`. Without a known lease it counts as over.
+    /// Whether the lease has been over for longer than `grace`. If no lease is known, the lease counts as
+    /// over.
     fn lease_is_over(&self, now: Instant, grace: Duration) -> bool {
         match self.lease_ends {
             Some(ends) => ends + grace < now,

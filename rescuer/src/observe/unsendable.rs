@@ -11,7 +11,7 @@ use crate::hash::hash;
 const REMEMBERED: usize = 10_000;
 /// The maximum number of documents that the status names, namely the latest ones.
 const NAMED: usize = 20;
-/// An `_id` can be megabytes long.
+/// The maximum length of a document's name in bytes, because an `_id` can be megabytes long.
 const LONGEST_NAME: usize = 200;
 
 #[derive(Debug, Default)]

@@ -44,7 +44,8 @@ pub enum Warning {
         /// The stream's delay.
         delay: Duration,
     },
-    /// When this process is stopped, its supervisor waits longer than the lease lasts.
+    /// After a request to stop this process, the process's supervisor waits longer than the lease
+    /// lasts.
     GraceLong {
         /// How long the supervisor waits.
         grace: Duration,

@@ -96,8 +96,8 @@ async fn read(
             continue;
         };
         if let Some(found) = inspector.inspect(namespace, cursor.current(), before.moment).wanted {
-            // Keeps the key and the date of the first read: in a sharded collection, the key contains more
-            // than the `_id`.
+            // Keeps the document's key and due date from the first read: in a sharded collection, the key
+            // contains more than the `_id`.
             let due = found.due.or(before.due);
             confirmed.push(Wanted { document: before.document.clone(), due, ..found });
         }

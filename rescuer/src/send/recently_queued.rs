@@ -15,13 +15,13 @@
 //!
 //! # When the memory is full
 //! Documents whose pause is over are forgotten. If that makes no room, a collection below its share takes
-//! room from the largest collection, so that the backlog of one collection stops no other. All other
-//! documents wait: the sweep keeps its place and continues there, so every document gets its turn.
+//! room from the largest collection, so that the backlog of one collection doesn't block another collection.
+//! All other documents wait: the sweep keeps its place and continues there, so every document gets its turn.
 //!
 //! # Entries without a date
-//! A document that was queued for an entry without a date isn't among those that the sweep reads in every
-//! round. So it is also recorded, for each collection, whether any such document was queued since the
-//! sweep last found none.
+//! A document that was queued for an entry without a date isn't among the documents that the sweep reads in
+//! every round. So for each collection, this module also records whether any such document was queued since
+//! the sweep last found no entry without a date.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -40,8 +40,8 @@ const UNSENDABLE: Duration = Duration::from_hours(1);
 /// The number of documents of the largest collection that are forgotten at a time, to make room for a
 /// smaller collection.
 const FORGOTTEN_AT_ONCE: usize = 100;
-/// While there is no room, documents to forget are searched for at intervals of a tenth of the pause. For this, a
-/// longer pause counts as this time.
+/// While there is no room, the search for documents to forget is repeated at intervals of a tenth of the
+/// pause, or of a tenth of this time if the pause is longer.
 const TIDY_WITHIN: Duration = Duration::from_secs(10);
 
 /// Remembers recently queued documents; see the module's documentation.
@@ -63,7 +63,8 @@ pub struct RecentlyQueued {
 #[derive(Debug, Default)]
 struct QueuedCollection {
     documents: HashMap<u64, QueuedDocument>,
-    /// The number of times that the sweep has begun to read the collection, with wraparound.
+    /// The number of times that the sweep has begun to read the collection. After the largest
+    /// number it begins at zero again.
     sweep: u32,
     undated: Undated,
 }
@@ -72,12 +73,12 @@ struct QueuedCollection {
 #[derive(Debug, Default, Clone, Copy)]
 struct Undated {
     waiting: bool,
-    /// The number of documents queued.
+    /// The number of documents that were ever queued for an entry without a date.
     noted: u64,
 }
 
-/// One remembered document. The fields are small because there are very many: times are in milliseconds,
-/// and the rest is shortened.
+/// One remembered document. The fields are small because very many documents are remembered: times are in
+/// milliseconds, and the outbox's state is only a hash.
 #[derive(Debug)]
 struct QueuedDocument {
     state: u64,
@@ -96,7 +97,7 @@ struct QueuedDocument {
 pub enum Admission {
     /// Queue the document.
     Queue,
-    /// Don't queue the document: it was recently queued in the same state.
+    /// Don't queue the document: it was recently queued, and its outbox is still in the same state.
     Wait,
     /// Keep the document until there is room to remember it.
     Full,
@@ -137,8 +138,8 @@ impl RecentlyQueued {
             return Admission::Full;
         }
 
-        // The room is taken before the broker confirms, so that the documents of one page cannot all take the same
-        // room.
+        // The room is taken before the broker confirms, so that no two documents of one page can take the
+        // same place in the memory.
         let ends = now + u64::from(millis(self.pause));
         let known = QueuedDocument { state, ends, pause: 0, sweep, undated: head.is_undated() };
         self.insert(name, key, known);
@@ -168,7 +169,7 @@ impl RecentlyQueued {
         let pause = match self.known(name, key) {
             Some(known) if known.state != state || !known.is_confirmed() => first,
             // The stream found the document before the pause was over, which doesn't mean that the
-            // document is stuck.
+            // document is stuck, so the pause stays as long as it was.
             Some(known) if !known.is_over(now) => known.pause,
             Some(known) => known.pause.saturating_mul(2).min(millis(LONGEST.max(self.pause))),
             // The stream queues every document that it finds, whether remembered or not, because it reads
@@ -215,7 +216,8 @@ impl RecentlyQueued {
         undated.waiting.then_some(undated.noted)
     }
 
-    /// Records that the sweep found no entry without a date, unless one was queued since `noted`.
+    /// Records that the sweep found no entry without a date, unless another document was queued for
+    /// such an entry since [`undated`](Self::undated) returned `noted`.
     pub fn none_undated(&mut self, namespace: &Namespace, noted: u64) {
         if let Some(collection) = self.collections.get_mut(&hash(namespace)) {
             collection.undated.waiting &= collection.undated.noted != noted;
@@ -294,7 +296,7 @@ impl RecentlyQueued {
         };
         let mut left = largest.documents.len().saturating_sub(share).min(FORGOTTEN_AT_ONCE);
         self.len -= left;
-        // Any documents will do, so the order doesn't matter.
+        // It doesn't matter which documents are forgotten, so the order of the map is good enough.
         largest.documents.retain(|_, _| {
             let keep = left == 0;
             left = left.saturating_sub(1);
@@ -478,7 +480,8 @@ mod tests {
         let (mut queued, now) = (RecentlyQueued::new(1, PAUSE), Instant::now());
         queued.note(&document(1), &head(), now);
         assert_eq!(queued.undated(&orders()), None);
-        // There is no room to remember this document, only that it was queued.
+        // There is no room to remember this document. Only the fact that a document was queued is
+        // remembered.
         queued.note(&document(2), &head_of(doc! {}), now);
         let noted = queued.undated(&orders()).unwrap();
         queued.note(&document(3), &head_of(doc! {}), now);

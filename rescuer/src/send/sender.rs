@@ -30,7 +30,7 @@ pub(crate) struct Sender {
     queued: Mutex<RecentlyQueued>,
 }
 
-/// The result of one window.
+/// The result of one window of commands.
 #[derive(Debug, Default)]
 pub(crate) struct Sent {
     /// The number of commands that the broker confirmed.
@@ -99,8 +99,8 @@ impl Sender {
         for wanted in &wanted {
             commands.push(ProcessDocumentMessages::new(wanted.document.clone(), reason).of_cluster(cluster));
         }
-        // A stop doesn't wait for confirms that may never come. A command that was sent
-        // nevertheless will be repeated, which is harmless.
+        // A stop doesn't wait for confirms that may never come. A command that was sent without a
+        // confirm will be sent again after the next start, which is harmless.
         let answers = self.term.unless_stopped(self.broker.commands.send(commands)).await?;
 
         let mut sent = Sent::default();

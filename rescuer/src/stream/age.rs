@@ -3,9 +3,9 @@
 //! A change is dated by the server that made it, and its age is judged by the server's current
 //! time. If that server's clock was set back, or a member with a slower clock became primary, the
 //! dates of earlier changes lie in the future. So a change that this process has held for `delay`
-//! counts as old enough, regardless of its date. The first such change also gives a minimum for the
-//! time by which the earlier clock was ahead, so later changes with dates in the future needn't
-//! wait as long.
+//! counts as old enough, regardless of its date. The first such change also shows by how much, at
+//! least, the earlier clock was ahead, so later changes with dates in the future needn't wait as
+//! long.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,8 @@ use super::change::Filled;
 #[derive(Debug)]
 pub(crate) struct Age {
     delay: Duration,
-    /// The clock that dated the latest changes was ahead by at least this time.
+    /// The clock that dated the latest changes was ahead of the server's present clock by at least
+    /// this much.
     ahead: Duration,
 }
 

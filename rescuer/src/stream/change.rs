@@ -34,7 +34,7 @@ pub(crate) struct RawChange {
 pub(crate) enum ChangeKind {
     /// A document, whose key has not been parsed yet.
     Document,
-    /// The stream ends here, and a new cursor continues after it.
+    /// The cursor ends with this change, and a new cursor continues after this change.
     Invalidate,
     /// A collection was renamed, together with all its documents, to a watched name.
     Rename,

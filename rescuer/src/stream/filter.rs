@@ -10,8 +10,8 @@
 //! | insert, replace | `fullDocument.outbox` exists and is not an empty array |
 //! | update | it sets `outbox` to anything other than an empty array, or sets `outbox.<n>`, or `outbox.<n>.id` |
 //! | update | it sets or removes a field of an entry by which the entry is judged, and gives that entry no date |
-//! | rename | it gives a collection a watched name: its messages were saved under another name |
-//! | invalidate | always: it ends the cursor, and its token is the place to continue |
+//! | rename | it gives a collection a watched name: the collection's messages were saved under its former name |
+//! | invalidate | always: this change ends the cursor, and the stream continues after this change's token |
 //!
 //! A change event shows a `$push` onto an empty array as `outbox: [..]`, a `$push` onto a non-empty
 //! array as `"outbox.1"`, and every `$pull` as `outbox: [rest]`. It shows a pipeline update that
@@ -25,8 +25,9 @@
 //! that makes an entry readable, or a manual removal of a claim. A change to an `outbox` that is not an
 //! array passes, so that it can be reported.
 //!
-//! No stage may fail on users' data, or the stream would stop at that change forever. A field's name may
-//! be invalid UTF-8, which makes a regular expression fail; therefore names are split and compared.
+//! No stage must fail on users' data; otherwise the stream would stop forever at the change that contains the
+//! data. A field's name may be invalid UTF-8, which makes a regular expression fail; therefore names are
+//! split and compared.
 
 use document_outbox::internal::relaxed_text;
 use mongodb::bson::{Bson, Document, doc};
@@ -41,7 +42,7 @@ use crate::{
 const JUDGED: [&str; 9] =
     ["type", "headers", "via", "available_at", "claimed_by", "attempts", "claims", "delivered_to", "dead_at"];
 
-/// The scope of a change stream: the smallest one that covers every pattern.
+/// The scope of a change stream: the smallest scope that covers every pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Scope {
     Cluster,
@@ -182,7 +183,8 @@ fn fills_an_outbox() -> Document {
     } } }
 }
 
-/// A condition for updates that change entries in place and set no date in at least one of them.
+/// A condition for updates that change fields of existing entries, and that set no date in at least
+/// one of these entries.
 fn changes_an_undated_entry() -> Document {
     let set = doc! { "$objectToArray": { "$ifNull": ["$updateDescription.updatedFields", {}] } };
     let names = doc! { "$concatArrays": [

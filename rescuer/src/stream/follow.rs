@@ -1,11 +1,11 @@
 //! Follows the change stream with a delay.
 //!
 //! # Flow
-//! The oldest unprocessed change is held until it is `delay` old by the server's clock, or has been held
-//! for that long. Later changes are not processed before it. So the oplog serves as the delay queue,
-//! memory doesn't grow with the delay, and the position is always a low-water mark. All changes that are
-//! old enough at that moment form a page. When the broker has confirmed all commands for the page, the
-//! position may advance past the page.
+//! The oldest unprocessed change is held until it is `delay` old by the server's clock, or has been held for
+//! that long. Later changes are not processed before it. So the oplog serves as the delay queue, memory
+//! doesn't grow with the delay, and the position is always a low-water mark. Once the held change is old
+//! enough, it forms a page together with all later changes that are also old enough. When the broker has
+//! confirmed all commands for the page, the position may advance past the page.
 //!
 //! # Crash at any point
 //! The saved position is before every change whose command was not confirmed. After a restart, the changes
@@ -192,7 +192,8 @@ impl Follower {
     /// stays unsaved until the next save.
     async fn save(&mut self) {
         if !self.term.held.lasts() {
-            // Ends the term if it has not ended: no position is saved once the lease is over.
+            // If the lease is over, this call ends the term; once the lease is over, no position is
+            // saved.
             self.term.is_over();
             return;
         }

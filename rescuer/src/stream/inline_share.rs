@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::observe::warning::Warning;
 
-/// The number of documents from which a share is computed.
+/// The share is judged each time this many documents have been counted.
 const ENOUGH: usize = 200;
 
 /// The documents counted since the share was last judged.

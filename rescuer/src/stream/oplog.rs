@@ -91,7 +91,7 @@ async fn read_window(mongo: &Mongo) -> Result<Window, Error> {
     })
 }
 
-/// The first entry of the oplog in this direction.
+/// The oplog's first entry if `direction` is 1, and its last entry if `direction` is -1.
 async fn end(mongo: &Mongo, direction: i32) -> Result<Document, Error> {
     let oplog = mongo.database("local").collection::<Document>("oplog.rs");
     let entry = oplog

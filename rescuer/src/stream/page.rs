@@ -99,7 +99,7 @@ impl PageChecker {
         let documents = last.len();
         let collections = self.by_collection(last);
 
-        // The time is requested before the read, so that the read sees all writes up to it.
+        // The time is requested before the read, so that the read sees all writes up to that time.
         let mut time = None;
         if count >= FULL && !collections.is_empty() {
             let ask = || self.term.mongo.primary_time();
@@ -232,9 +232,9 @@ fn last_changes(changes: Vec<Filled>) -> HashMap<Vec<u8>, Filled> {
     changes.into_iter().map(|change| (change.document.map_key(), change)).collect()
 }
 
-/// With a `time`, the read sees all writes up to that time, including writes that were still being
-/// committed when the read was requested. Without it, a document could be recorded as empty at a time
-/// before which a message was pushed to it.
+/// With a `time`, the read sees all writes up to that time, including writes that were still being committed
+/// when the read was requested. Without a `time`, a document could be recorded as empty at a time before
+/// which a message was pushed to it.
 fn read_concern(time: Option<Timestamp>) -> RawDocumentBuf {
     if let Some(time) = time {
         rawdoc! { "level": "local", "afterClusterTime": time }
@@ -269,8 +269,8 @@ fn with_keys(wanted: Vec<Wanted>, documents: &[DocumentRef]) -> Vec<Wanted> {
                     named.push(Wanted { document: (*document).clone(), ..wanted.clone() });
                 }
             }
-            // The document was deleted and inserted again with an `_id` that is equal but has another
-            // number type.
+            // The document was deleted and inserted again with an `_id` that is equal to the earlier `_id`
+            // but has another number type.
             None => named.push(wanted),
         }
     }

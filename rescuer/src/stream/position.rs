@@ -1,8 +1,8 @@
 //! The position of the stream: a low-water mark in the state database.
 //!
 //! Every change before a saved position was checked and, where needed, queued and confirmed. Positions are
-//! written with majority concern, and only over a position with the same or a lower epoch, so that an
-//! owner that was replaced cannot overwrite its successor's position.
+//! written with majority concern, and a write never overwrites a position with a higher epoch, so an owner
+//! that was replaced cannot overwrite its successor's position.
 //!
 //! ```text
 //! document_outbox.positions
@@ -49,7 +49,7 @@ const NAMESPACE_EXISTS: i32 = 48;
 pub struct Mark {
     /// The token after which to continue.
     pub token: Option<ResumeToken>,
-    /// A time at or before the token.
+    /// A time that is not later than the token's time.
     pub cluster_time: Option<Timestamp>,
 }
 
@@ -79,7 +79,7 @@ pub enum Start {
 pub struct FoundPosition {
     /// The token after which to continue.
     pub token: Option<ResumeToken>,
-    /// A time at or before the token.
+    /// A time that is not later than the token's time.
     pub cluster_time: Option<Bson>,
     /// The hash of the watched collections and the filter with which the token was made.
     pub pipeline: Option<Bson>,
@@ -105,8 +105,8 @@ pub fn start(found: Option<FoundPosition>, here: &Here) -> Start {
     };
     let cluster_time = cluster_time.as_ref().and_then(Bson::as_timestamp);
 
-    // A position without a lineage, or whose lineage the user may not read, counts as one from this
-    // cluster.
+    // A position without a lineage counts as a position of this cluster. So does every position if
+    // this cluster's own lineage is unknown.
     if let (Some(theirs), Some(ours)) = (lineage, here.lineage.clone())
         && theirs != Bson::Binary(ours)
     {
@@ -230,8 +230,8 @@ impl Positions {
         doc! { "_id": &self.stream, "epoch": { "$not": { "$gt": epoch } } }
     }
 
-    /// Reads the UUID of the collection; `None` if the collection doesn't exist or the user may not read
-    /// its UUID.
+    /// Reads the UUID of the collection; `None` if the collection doesn't exist, or if the user has no
+    /// permission to read its UUID.
     async fn ask_lineage(&self) -> Result<Option<Binary>, Error> {
         let listed = self.database.list_collections().filter(doc! { "name": self.collection.name() }).await;
         let asked = match listed {

@@ -52,7 +52,8 @@ const MAX_AWAIT: Duration = Duration::from_millis(500);
 /// [`Settings::refused_for`](crate::Settings::refused_for), the position itself counts as refused.
 const REFUSALS: u32 = 3;
 
-/// A position that the server gave as its own time cannot be lost within this time.
+/// If a position is the server's own time as read less than this long ago, the position cannot be
+/// lost.
 const FRESH: Duration = Duration::from_mins(10);
 
 /// The end of the sentence "could not …", for reports of a failure.
@@ -75,7 +76,7 @@ enum Cut {
     Ended,
 }
 
-/// The consequence of a failure.
+/// What follows from a failure.
 enum Failure {
     /// The stream is reopened; contains the reason as a sentence.
     Again(String),
@@ -225,7 +226,8 @@ impl Reader {
                 Failure::Again(reason)
             }
             Fault::Transient if !self.is_refused() => Failure::Again(reason),
-            // A position that is the server's own recent time cannot be lost.
+            // The position is the time that the server itself reported a short time ago, so it
+            // cannot be lost.
             Fault::Transient | Fault::Lost if self.is_fresh() && self.refusals.is_some() => {
                 Failure::Again(format!("{reason}; {}", classify::REFUSED))
             }
@@ -354,8 +356,9 @@ impl Reader {
         self.mark = Mark { token: Some(token), cluster_time };
     }
 
-    /// Saves the token of a stream without changes, which still advances. If it were not saved, resuming
-    /// would read all changes that others have written since.
+    /// Saves the token while the stream shows no changes, because the token advances nevertheless. If the
+    /// token were not saved, the server would, when the stream is resumed, read all changes that were made
+    /// elsewhere since the last saved token.
     fn idle(&mut self, token: Option<ResumeToken>) {
         let Some(token) = self.newer(token) else {
             return;

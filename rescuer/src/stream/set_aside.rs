@@ -1,9 +1,9 @@
 //! Remembers collections whose documents can't be read while other collections can.
 //!
 //! A missing privilege, an unreachable shard or a long lock can make reads of one collection fail
-//! for hours. The stream serves many collections, so it doesn't wait for the failing one. That
-//! collection's changes are skipped, and a full round of the sweep finds its messages as soon as it
-//! can be read. Meanwhile the stream retries the collection at growing intervals.
+//! for hours. The stream serves many collections, so it doesn't wait for the failing one. The
+//! failing collection's changes are skipped, and a full round of the sweep finds its messages as
+//! soon as it can be read. Meanwhile the stream retries the collection at growing intervals.
 
 use std::{
     collections::HashMap,
@@ -37,7 +37,7 @@ impl SetAside {
         self.0.get(namespace).is_some_and(|again| Instant::now() < again.at)
     }
 
-    /// Sets a collection aside, for longer each time.
+    /// Sets a collection aside, each time for longer than the time before.
     pub(crate) fn put(&mut self, namespace: &Namespace) {
         let new = Again { pause: SHORTEST / 2, at: Instant::now() };
         let again = self.0.entry(namespace.clone()).or_insert(new);

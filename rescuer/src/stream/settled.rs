@@ -2,8 +2,8 @@
 //! a backlog, it is read once instead of once in every page.
 //!
 //! Forgetting a document only costs another read, so the number of remembered documents is bounded. If two
-//! documents have equal hashes, each can hide changes of the other from the stream, but not from the
-//! sweep.
+//! documents have equal hashes, each document can hide changes of the other document from the stream, but not
+//! from the sweep.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,8 @@ use crate::hash::hash;
 /// The maximum number of documents, at about 40 bytes each.
 const MOST_SETTLED: usize = 100_000;
 
-/// The cluster time by which each document was found empty. Changes up to that time need no second read.
+/// Maps the hash of each document to a cluster time: a read that saw all changes up to this time found the
+/// document's outbox empty, so these changes need no second read.
 #[derive(Debug, Default)]
 pub(super) struct Settled(HashMap<u64, Timestamp>);
 

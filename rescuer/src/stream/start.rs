@@ -11,10 +11,10 @@
 //!                                 latest: now           no
 //!                                 fail: not at all      no
 //! ```
-//! The new position is always saved before the sweep begins: the stream shows later saves, and the sweep
-//! finds earlier ones. Messages that were saved shortly before are too young for the first sweep, and if
-//! they have no date, no regular sweep would find them soon. So there is a second full sweep, one delay
-//! later.
+//! The new position is always saved before the sweep begins: the stream shows messages that are saved after
+//! that, and the sweep finds messages that were saved earlier. Messages that were saved shortly before the
+//! first sweep are too young for it, and if they have no date, no regular sweep would find them soon. So
+//! there is a second full sweep, one delay later.
 
 use std::sync::Arc;
 
@@ -47,7 +47,7 @@ pub(crate) struct ChangeStream {
     pub(crate) inspector: Arc<Inspector>,
     pub(crate) catalogue: Arc<Catalogue>,
     pub(crate) full_sweep: Arc<FullSweep>,
-    /// The start that an operator set in place of the saved position.
+    /// The start time that an operator set; if there is one, the saved position is not used.
     pub(crate) start_at: Option<Timestamp>,
 }
 
@@ -103,8 +103,8 @@ impl ChangeStream {
         loop {
             let Loss { reason, code, worked } = self.follow(begun).await?;
 
-            // Counts losses without progress between them, because the pause grows with their
-            // number.
+            // Counts losses without progress between them, because the pause grows with the number
+            // of such losses.
             if worked {
                 pauses = Pauses::new();
             }
@@ -113,7 +113,7 @@ impl ChangeStream {
         }
     }
 
-    /// Follows from a mark until the position is lost.
+    /// Follows the stream from a mark until the position is lost.
     async fn follow(&self, begun: StartPoint) -> MayFail<Loss> {
         let (out, items) = mpsc::channel(self.term.settings.page_size);
         let StartPoint { mark, from } = begun;
@@ -150,7 +150,8 @@ impl ChangeStream {
             return Err(RescuerError::PositionLost { stream, reason }.into());
         }
 
-        // The position is saved first: the stream shows later saves, and the sweep finds earlier ones.
+        // The position is saved before the sweep is requested: the stream shows messages that are saved after
+        // that, and the sweep finds messages that were saved earlier.
         let mark = self.now().await?;
         self.save(&mark).await?;
         if policy == OnHistoryLost::Sweep {

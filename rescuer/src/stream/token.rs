@@ -12,7 +12,7 @@ const TIMESTAMP: &str = "82";
 
 /// The cluster time of a token, if it can be read.
 pub(crate) fn cluster_time(token: &ResumeToken) -> Option<Timestamp> {
-    // The token's type hides its content but serializes as that content.
+    // The driver's type for tokens hides the token's content, but serializes as this content.
     let token = serde_json::to_value(token).ok()?;
     of_key_string(token.get("_data")?.as_str()?)
 }

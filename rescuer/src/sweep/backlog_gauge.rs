@@ -36,7 +36,7 @@ use crate::{
     observe::metrics::{Contents, Metrics, STATES, Totals},
 };
 
-/// The number at which counting stops.
+/// Counting in a collection stops at this number of documents.
 const MOST: i64 = 100_000;
 /// The time limit of a query.
 const LONGEST: Duration = Duration::from_secs(30);
@@ -161,7 +161,8 @@ impl BacklogGauge {
                 let (pending, contents) = self.contents(namespace, hint(), now, turns).await?;
                 totals.pending = Some(pending);
                 totals.contents = Some(contents);
-                // The age is that of the oldest message overall if counting reached the end.
+                // The number of dead messages is complete only if counting reached the end of the
+                // index.
                 let [.., dead] = contents.messages;
                 let is_all = pending < MOST.unsigned_abs();
                 totals.dead = is_all.then_some(dead);

@@ -149,7 +149,7 @@ impl Catalogue {
     }
 }
 
-/// The options of a collection; `None` if the user may not list them.
+/// The options of a collection; `None` if the user has no permission to list them.
 async fn options(mongo: &Mongo, namespace: &Namespace) -> Result<Option<Document>, Error> {
     let command = doc! { "listCollections": 1, "filter": { "name": &namespace.coll } };
     let mut cursor = match mongo.database(&namespace.db).run_cursor_command(command).await {

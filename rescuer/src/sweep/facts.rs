@@ -222,7 +222,7 @@ impl Facts {
         known.listed = Some(Instant::now());
     }
 
-    /// Records the options of a collection; `None` if the user may not list them.
+    /// Records the options of a collection; `None` if the user has no permission to list them.
     pub(super) fn options(&mut self, namespace: &Namespace, options: Option<&Document>) {
         if let Some(known) = self.collections.get_mut(namespace) {
             known.expiry = expiry(options, &known.indexes);
@@ -242,7 +242,8 @@ impl Facts {
         let known = self.collections.get_mut(namespace)?;
         let before = std::mem::replace(&mut known.reported, flaw.clone());
 
-        // This reads all collections, so it is skipped for a collection whose problem has not changed.
+        // `flaws` goes through the facts of all collections, so it is not called if the problem of this
+        // collection has not changed.
         let flaws = if before == flaw { None } else { Some(self.flaws()) };
         let is_missed = flaw.lacks_due && !before.lacks_due;
         Some(Review { is_missed, expiry: flaw.expiry, flaws })

@@ -59,7 +59,7 @@ impl FullSweep {
         self.wanted.store(true, Ordering::Release);
     }
 
-    /// Takes the request, if there is one.
+    /// Takes the request for a full sweep: returns whether there was one, and clears it.
     pub(crate) fn take(&self) -> bool {
         self.wanted.swap(false, Ordering::AcqRel)
     }
@@ -69,7 +69,7 @@ impl FullSweep {
         self.owed.lock().insert(namespace.clone());
     }
 
-    /// Takes the collections that must be read fully.
+    /// Takes the collections that must be read fully, and clears the list.
     pub(crate) fn take_requested(&self) -> HashSet<Namespace> {
         std::mem::take(&mut *self.owed.lock())
     }

@@ -65,7 +65,7 @@ pub(crate) async fn list(mongo: &Mongo, namespace: &Namespace) -> Result<Indexes
 }
 
 /// The command that creates the index. It uses the library's name for the index, because the server
-/// would refuse to create the library's own index if an equal one had another name.
+/// would refuse to create the library's own index if an equal index with another name existed.
 pub(crate) fn how_to_make(collection: &str) -> String {
     format!(
         "db.getCollection({collection:?}).createIndex({{\"outbox.available_at\": 1}}, {{name: \"outbox_available_at\", \

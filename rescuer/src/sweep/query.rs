@@ -5,11 +5,12 @@
 //!
 //! - *No sort.* The index is multikey, and a sort by an array's field would read the whole range before
 //!   the first page.
-//! - *No separate queries with a lower bound.* Thousands of entries can share one millisecond (a
-//!   transaction, a bulk schedule). A bound after that millisecond would skip entries, and a bound at
-//!   that millisecond would read the same entries forever. A cursor's place in the index is exact, costs the
-//!   server the same, and stays valid when documents are delivered or claimed meanwhile.
-//! - *`$elemMatch`*, because conditions on the bare path could be satisfied by two different elements.
+//! - *No separate queries with a lower bound.* Thousands of entries can share one millisecond (a transaction,
+//!   a bulk schedule). A bound after that millisecond would skip entries, and a bound at that millisecond
+//!   would read the same entries forever. A cursor's place in the index is exact, is as cheap for the server
+//!   as a bound, and stays valid when documents are delivered or claimed meanwhile.
+//! - *`$elemMatch`*, because conditions on the path `outbox.available_at` without it could be satisfied by
+//!   two different elements.
 
 use std::{collections::VecDeque, time::Duration};
 

@@ -1,11 +1,11 @@
 //! Reads one collection for the sweep from end to end, one page at a time.
 //!
 //! # How a collection is read
-//! If the collection has the index, [one query](super::query) reads the entries that are due. In
-//! the index, entries without a date have the value null, together with all dead entries. Entries
-//! without a date are read in full rounds. Once such an entry was queued, other rounds read them
-//! too, until all of them are known to be done. A collection without the index is
-//! [scanned](super::scan), and so are outboxes that the index doesn't cover.
+//! If the collection has the index, [one query](super::query) reads the entries that are due. In the index,
+//! entries without a date have the value null, together with all dead entries. Entries without a date are
+//! read in full rounds. After an entry without a date was queued, the other rounds also read such entries,
+//! until all of them are known to be done. A collection without the index is [scanned](super::scan), and so
+//! are outboxes that the index doesn't cover.
 //!
 //! # When there is no room to remember a document
 //! The reader keeps its place in the collection and the documents that it found, and continues there as
@@ -41,7 +41,7 @@ pub(crate) struct CollectionSweep {
     step: Step,
     read: SweptEntries,
     open: Option<OpenQuery>,
-    /// The full round for which this collection is finished.
+    /// The number of the full round for which this collection has been read.
     pub(crate) fulfilled: Option<u64>,
     /// Whether the entries without a date were read to the end.
     pub(crate) read_undated: bool,
@@ -61,7 +61,7 @@ enum Step {
 /// What a round has to read in a collection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ReadRequest {
-    /// The full round that this collection still needs.
+    /// The number of the full round that still has to read this collection.
     pub(crate) full: Option<u64>,
     /// Whether entries without a date were queued and have to be read again.
     pub(crate) undated: bool,
@@ -194,8 +194,8 @@ impl CollectionReader {
     }
 
     fn end(&self, sweep: &CollectionSweep) {
-        // A scan reads a part of the collection in each round: only a whole lap shows which documents are
-        // done.
+        // A scan reads a part of the collection in each round: only a whole lap, from one end of the
+        // collection to the other, shows which documents are done.
         if !self.scans.is_under_way(Scan::Outboxes, &sweep.namespace) {
             self.sender.queued().end_sweep(&sweep.namespace, sweep.read, Instant::now());
         }

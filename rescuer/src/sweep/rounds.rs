@@ -6,11 +6,10 @@
 //! concurrently with the stream, and depends only on the documents.
 //!
 //! # A round
-//! A round lists the collections, then reads [a page of each in turn](super::read). The round ends
-//! when every collection was read to its end. It also ends once it has lasted `sweep_interval` and
-//! every collection has had a turn: in the next round, a collection with a long backlog continues
-//! where it stopped, and the others begin again. So no collection's backlog delays another's
-//! messages.
+//! A round lists the collections, then reads [a page of each in turn](super::read). The round ends when every
+//! collection was read to its end. It also ends once it has lasted `sweep_interval` and every collection has
+//! had a turn: in the next round, a collection with a long backlog continues where it stopped, and the others
+//! begin again. So the backlog of one collection doesn't delay the messages of another collection.
 //!
 //! A *full* round also reads entries without a date, which other programs may write. There is a full round
 //! at the start, after a lost position, one delay after the start or the loss (for messages that were too young),
@@ -56,7 +55,8 @@ const SHORTEST_ROUND: Duration = Duration::from_secs(1);
 /// The end of the sentence "could not …", for reports of a failure.
 const LISTING: &str = "list collections for the sweep";
 
-/// The error code for a cursor that waited for room longer than the server keeps it.
+/// The server's error code if it has dropped the cursor because documents waited for room for too
+/// long.
 const CURSOR_NOT_FOUND: i32 = 43;
 
 /// Runs the rounds of the sweep, one after another, during one leadership term.
@@ -288,7 +288,7 @@ impl Rounds {
                 Ok(TurnEnd::More) => next.push_back(sweep),
                 Ok(TurnEnd::NoRoom) => self.leave(sweep, tally),
                 Ok(TurnEnd::Done) => self.finish(&sweep),
-                // No other collection could send anything either.
+                // The commands of the other collections would not be confirmed either.
                 Ok(TurnEnd::Unsent) => {
                     tally.cut_short = true;
                     return Ok(());
@@ -328,7 +328,8 @@ impl Rounds {
     fn wish(&mut self, namespace: &Namespace) -> ReadRequest {
         let waits = self.sender.queued().undated(namespace).is_some();
         let undated = if waits {
-            // Before the pause is over, all such entries would still have to wait.
+            // Before the pause is over, all documents that were queued for an entry without a date
+            // would have to wait anyway.
             let since = self.undated.entry(namespace.clone()).or_insert_with(Instant::now);
             since.elapsed() >= self.term.settings.requeue_pause
         } else {
@@ -372,7 +373,8 @@ impl Rounds {
         }
     }
 
-    /// Records that a collection can't be read. The others are still read, and the next round tries again.
+    /// Records that a collection can't be read. The other collections are still read, and the next round
+    /// tries to read this collection again.
     fn fail(&mut self, namespace: &Namespace, error: &Error, tally: &mut Tally) {
         if error_codes::code(error) == Some(CURSOR_NOT_FOUND) {
             tally.unfinished += 1;

@@ -8,7 +8,7 @@
 //! | read | in which collections | purpose |
 //! |---|---|---|
 //! | [`Scan::Outboxes`] | without an index that holds entries without a date | everything in a filled outbox |
-//! | [`Scan::Flaws`] | with the index | outboxes that the index doesn't cover: no array, or no element with an `id` |
+//! | [`Scan::Flaws`] | with the index | outboxes that the index doesn't cover, because they are not arrays or have no element with an `id` |
 //!
 //! A lap is one pass from end to end. A lap in progress is never restarted, because then the end of a
 //! large collection might never be read. A request that arrives during a lap is fulfilled by the next lap.
@@ -47,7 +47,7 @@ pub(crate) struct Scans(HashMap<(Scan, Namespace), Lap>);
 struct Lap {
     /// Where the next slice begins; `None` at the start.
     from: Option<Bson>,
-    /// The request that existed when the lap began.
+    /// The number of the full round that was requested when the lap began.
     wish: Option<u64>,
     /// Whether an entry without a date was seen.
     undated: bool,
@@ -80,15 +80,16 @@ pub(crate) enum LapState {
 /// A lap that has reached the end of its collection.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct EndedLap {
-    /// The request that the lap fulfils.
+    /// The number of the full round that the lap fulfils.
     pub(crate) wish: Option<u64>,
     pub(crate) undated: bool,
     pub(crate) noted: u64,
 }
 
 impl Scans {
-    /// The next slice of a collection. If a lap begins with this slice, the lap fulfils `wish`; `noted` is
-    /// the number of documents that were queued for entries without a date until now.
+    /// The next slice of a collection. If a lap begins with this slice, the lap fulfils the full round with
+    /// the number `wish`; `noted` is the number of documents that were queued for entries without a date
+    /// until now.
     pub(crate) async fn next(
         &mut self,
         term: &Term,

@@ -78,7 +78,7 @@ async fn commands_wait_in_the_queue_for_a_dispatcher() {
 }
 
 /// No dispatcher takes the commands for 5,000 documents: the commands are repeated after 30, 60 and 120 s,
-/// and each disappears after 5 minutes.
+/// and each command disappears after 5 minutes.
 #[tokio::test]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_untaken_commands_stay_bounded() {

@@ -9,15 +9,16 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::{process::Replicas, support::*};
 
-/// The server has one such fault at a time. This lock is for tests in one process; for tests that run in
-/// separate processes there is a group in `.config/nextest.toml`.
+/// The server can have only one such fault at a time. This lock separates the tests of one process; a test
+/// group in `.config/nextest.toml` separates tests in different processes.
 static ONE_AT_A_TIME: LazyLock<Mutex<()>> = LazyLock::new(Mutex::default);
 
 async fn alone() -> MutexGuard<'static, ()> {
     ONE_AT_A_TIME.lock().await
 }
 
-/// Requests a fault again until its effect shows, because another command of the rescuer may have met it.
+/// Requests a fault again until its effect shows, because the fault may have hit another command of the
+/// rescuer than the one that is tested.
 async fn provoke(
     world: &World,
     running: &mut Running,
@@ -62,7 +63,7 @@ async fn transient_errors_reopen_the_stream_without_loss() {
     world.end().await;
 }
 
-/// P7: a lost position loses nothing.
+/// P7: no message is lost if the position is lost.
 #[tokio::test]
 async fn a_lost_history_leads_to_a_full_sweep() {
     let _alone = alone().await;
@@ -351,7 +352,8 @@ async fn sigterm_ends_whatever_is_under_way() {
         let world = &replicas.world;
         let slow = doc! { "failCommands": commands, "blockConnection": true, "blockTimeMS": 6000 };
         let mut process = replicas.start();
-        // MongoDB stops answering while the rescuer reads, or before it has its position and its stream.
+        // MongoDB stops answering while the rescuer reads, or before it has read its position and opened its
+        // stream.
         let until = if commands == ["getMore"] { "the change stream is open" } else { "started" };
         process.logs(until, 0).await;
         let met = world.fail(slow.clone(), "alwaysOn").await;

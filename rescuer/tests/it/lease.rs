@@ -1,5 +1,5 @@
-//! Several rescuers with the same name: one owns the stream, and the others stand by. Here all run in this
-//! process; `process.rs` tests separate processes.
+//! Several rescuers with the same name: one owns the stream, and the others stand by. Here all the rescuers
+//! run in this process; `process.rs` tests separate processes.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -80,7 +80,7 @@ async fn a_position_of_a_higher_epoch_is_kept() {
     orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
     assert!(running.stepped_back().await.contains("saved a position"));
     assert_eq!(world.position().await, theirs);
-    // There is no other rescuer, so this one continues, with a higher epoch.
+    // There is no other rescuer, so this rescuer takes the lease again, with a higher epoch.
     assert_eq!(running.owned().await, epoch + 8);
     running.stop().await.unwrap();
     world.end().await;
@@ -255,7 +255,8 @@ async fn the_owner_stays_when_no_rescuer_has_a_broker() {
     world.end().await;
 }
 
-/// First one of the rescuers has a broker for one lease duration, and then the other.
+/// First one of the rescuers has a broker for one lease duration, and then the other rescuer has a
+/// broker.
 #[tokio::test]
 async fn each_term_lasts_a_lease_under_a_flapping_broker() {
     const LEASE: i64 = 1000;
@@ -338,7 +339,8 @@ async fn an_owner_with_a_fast_clock_keeps_its_lease() {
     world.end().await;
 }
 
-/// A released lease has no date, which a clock set back could prolong, and is free for older rescuers too.
+/// A released lease has no date, because a clock that is set back could prolong a lease with a date. Older
+/// rescuers also treat a lease without a date as free.
 #[tokio::test]
 async fn a_released_lease_has_no_date() {
     let (world, commands) = (World::new().await, Recorder::new());

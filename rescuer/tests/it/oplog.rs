@@ -11,8 +11,8 @@ use outbox_rescuer::{RescueEvent, StartedFrom, Warning};
 
 use crate::{private_mongod::PrivateMongod, support::*};
 
-/// A replica set with one member and the shortest possible oplog. It ends when this value is dropped or
-/// its process ends.
+/// A replica set with one member and the shortest possible oplog. The server ends when this value is dropped
+/// or the test's process ends.
 struct ShortOplog {
     server: PrivateMongod,
     uri: String,
@@ -74,7 +74,8 @@ async fn roll_over(world: &World, time: Timestamp) {
 mod outage {
     use super::*;
 
-    /// P7: a lost position loses nothing. In this test the server itself has lost the history.
+    /// P7: no message is lost if the position is lost. In this test the server itself has lost the
+    /// history.
     #[tokio::test]
     async fn an_absence_longer_than_the_oplog_loses_nothing() {
         let server = ShortOplog::start().await;

@@ -68,8 +68,8 @@ async fn a_held_change_is_reread_after_a_kill() {
     });
     let mut running = world.started(&commands, settings.clone()).await;
     let saved = std::time::Instant::now();
-    // The first entry is scheduled far ahead, so that no sweep can find it; the second entry is for the
-    // stream.
+    // The first entry is scheduled far ahead, so that no sweep can find it; the stream has to find the second
+    // entry.
     orders.insert_one(doc! { "_id": 1, "outbox": [dated(0, -9_000_000)] }).await.unwrap();
     orders.update_one(doc! { "_id": 1 }, push(dated(0, 0))).await.unwrap();
     running.wait("a held change", |event| matches!(event, RescueEvent::Holding { .. }).then_some(())).await;
@@ -150,7 +150,7 @@ async fn the_position_of_an_idle_stream_moves_on() {
     world.end().await;
 }
 
-/// P7: a lost position loses nothing.
+/// P7: no message is lost if the position is lost.
 #[tokio::test]
 async fn an_unusable_position_is_reported_and_loses_no_message() {
     // The token has the type byte of a timestamp, a time in 2017, and otherwise the shape of a real token.
@@ -228,14 +228,15 @@ async fn changed_patterns_restart_at_the_time_of_the_position() {
     world.end().await;
 }
 
-/// P7: a lost position loses nothing.
+/// P7: no message is lost if the position is lost.
 #[tokio::test]
 async fn a_position_copied_from_another_cluster_is_rejected() {
     let world = World::new().await;
     let orders = world.indexed_orders().await;
     with_position(&world, world.settings()).await;
     orders.insert_one(doc! { "_id": "while down", "outbox": [minimal()] }).await.unwrap();
-    // The same as after a dump and restore: the same position, in a collection that this server created.
+    // The state after a dump and a restore: the position is unchanged, but this server has created the
+    // collection that contains it.
     let position = world.position().await;
     world.positions().drop().await.unwrap();
     world.positions().insert_one(position).await.unwrap();
@@ -338,7 +339,8 @@ async fn a_requested_start_time_overrides_the_position() {
     // The change is read again, although its document needs no command.
     let (changes, _, queued) = running.page().await;
     assert!(changes >= 1 && queued == 0, "{changes} changes, {queued} queued");
-    // The setting applies once: from then on the position counts.
+    // `start_at` applies only once in a process: in its next term, the rescuer starts at the saved
+    // position.
     let another = doc! { "$set": { "owner": "other/1", "until": DateTime::from_millis(0) } };
     running.saved().await;
     world.leases().update_one(doc! {}, another).await.unwrap();
@@ -352,8 +354,8 @@ async fn ended(running: Running) -> RescuerError {
     tokio::time::timeout(PATIENCE, running.task).await.expect("it ends").expect("no panic").unwrap_err()
 }
 
-/// A refusal that isn't about the position must not drop it, and the refusal of one pattern doesn't affect
-/// the other patterns.
+/// If the server refuses a stream for a reason other than its position, the position must be kept, and the
+/// refusal of one pattern doesn't affect the other patterns.
 #[tokio::test]
 async fn a_view_does_not_stop_other_streams() {
     let world = World::new().await;
@@ -392,7 +394,8 @@ async fn a_view_does_not_stop_other_streams() {
     world.end().await;
 }
 
-/// The position's token is damaged, and the server's error doesn't reveal that.
+/// The position's token is damaged, and the server's error doesn't reveal that the token is the
+/// cause.
 #[tokio::test]
 async fn an_unknown_error_costs_the_position_only_later() {
     let world = World::new().await;

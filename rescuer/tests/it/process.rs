@@ -52,7 +52,8 @@ impl Process {
         .await;
     }
 
-    /// The number of collections whose pending documents its metrics count.
+    /// The number of collections for which the process's metrics show a number of pending
+    /// documents.
     fn series(&self) -> usize {
         let log = self.logged();
         let address = log.iter().find_map(|line| line.split_once("address=")).unwrap().1;
@@ -136,7 +137,7 @@ impl Replicas {
         self.start_with(&[])
     }
 
-    /// Starts a process with these settings in addition.
+    /// Starts a process with additional environment variables for its settings.
     fn start_with(&self, environment: &[(&str, &str)]) -> Process {
         let mut child = Command::new(env!("CARGO_BIN_EXE_outbox-rescuer"))
             .env("OUTBOX_MONGODB_URI", format!("{}&appName={}", mongodb_uri(), self.world.app_name))
@@ -296,7 +297,8 @@ mod outage {
                 "stop" => broker.stop().await,
                 _ => broker.raise_alarm().await,
             }
-            // At most one write every 10 ms, so that the first of these documents are older than the delay.
+            // Writes at most once every 10 ms, so that the first of these documents are older than the delay
+            // at the end.
             for _ in 0..200 {
                 replicas.more_are_written(1).await;
             }

@@ -95,7 +95,7 @@ async fn exactly_the_documented_series_start_at_zero() {
             let values = match label.as_str() {
                 "stream" => vec!["default".to_owned()],
                 "collection" | "pattern" => vec!["shop.orders".to_owned()],
-                // The values are listed where the label first occurs.
+                // The table lists a label's values only where the label first occurs.
                 name if values.is_empty() => known[name].clone(),
                 name => {
                     known.insert(name.to_owned(), values.clone());
@@ -343,7 +343,8 @@ async fn the_backlog_is_counted_without_a_broker() {
     world.end().await;
 }
 
-/// P8: `outbox` has any value, written while the rescuer runs or before.
+/// P8: the field `outbox` can have any value, and can be written while the rescuer runs or before
+/// it starts.
 #[tokio::test]
 async fn an_outbox_of_any_shape_is_reported_and_counted() {
     let (recorder, handle) = recorder();
@@ -389,7 +390,7 @@ async fn an_outbox_of_any_shape_is_reported_and_counted() {
     world.end().await;
 }
 
-/// P8: the document is listed and counted, with one warning.
+/// P8: a document for which no command can be made is listed and counted, and causes one warning.
 #[tokio::test]
 async fn a_document_without_a_command_is_listed_once() {
     let (recorder, handle) = recorder();

@@ -486,8 +486,8 @@ async fn a_server_clock_set_back_delays_no_message() {
     world.end().await;
 }
 
-/// Otherwise a message could be skipped if its write was still being committed when its document was found
-/// empty.
+/// A full page is read only after the time that is recorded for its documents. Otherwise a message could be
+/// skipped if its write was still being committed when its document was found empty.
 #[tokio::test]
 async fn a_full_page_is_read_after_its_noted_time() {
     let world = World::new().await;

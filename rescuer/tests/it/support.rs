@@ -49,7 +49,8 @@ pub(crate) fn rabbitmq_uri() -> String {
     std::env::var("OUTBOX_RABBITMQ_URI").expect("eval \"$(scripts/services env)\" first")
 }
 
-/// Exchanges and queues are durable, so a test removes its own.
+/// Exchanges and queues are durable, so each test removes the exchange and the queue that it has
+/// declared.
 pub(crate) async fn remove(uri: &str, exchange: &str, queue: &str) {
     let connection = lapin::Connection::connect(uri, lapin::ConnectionProperties::default()).await.unwrap();
     let channel = connection.create_channel().await.unwrap();
@@ -141,8 +142,8 @@ impl World {
         let pattern = format!("{}.*", self.db.name()).parse().unwrap();
         Settings::new(vec![pattern]).with(|settings| {
             settings.delay = DELAY;
-            // A lease longer than a busy machine delays a renewal, because a term that ends forgets which
-            // documents it queued.
+            // A lease that is longer than any delay of a renewal on a busy machine, because a term that ends
+            // forgets which documents it queued.
             settings.ownership_lease = Duration::from_secs(10);
             settings.sweep_interval = Duration::from_mins(10);
             settings.sweep_queries_per_second = 1000;
@@ -336,8 +337,8 @@ impl Running {
     }
 }
 
-/// A proxy to the server that sets its reported clock back: it changes `localTime` in replies. It ends with
-/// the test.
+/// A proxy to the server that sets its reported clock back: it changes `localTime` in replies. The proxy ends
+/// with the test.
 pub(crate) async fn set_back(by: Duration) -> String {
     let uri = mongodb_uri();
     let server = uri.trim_start_matches("mongodb://").split('/').next().unwrap().to_owned();

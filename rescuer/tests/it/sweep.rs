@@ -417,7 +417,8 @@ async fn a_full_sweep_queues_more_than_it_remembers() {
     let settings = sweeping(&world).with(|settings| {
         settings.queued_capacity = 15;
         settings.page_size = 10;
-        // There is no room before the first round has ended.
+        // The pauses are so long that none ends, and so no room becomes free, before the first
+        // round has ended.
         settings.requeue_pause = Duration::from_secs(3);
         settings.delay = Duration::from_hours(1);
     });
@@ -495,8 +496,8 @@ async fn a_full_sweep_during_a_scan_is_complete() {
     world.end().await;
 }
 
-/// P7: the first owner ended before the sweep for messages that were too young at its start, and its
-/// position is already behind them.
+/// P7: the first owner ended before the sweep for messages that were too young at its start, and its saved
+/// position is already after these messages.
 #[tokio::test]
 async fn the_next_owner_sweeps_young_undated_entries() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -556,7 +557,7 @@ async fn a_collection_without_outboxes_costs_nothing_once_read() {
         collections.push(running.wait("a sweep", swept).await);
     }
     assert_eq!(collections, [1, 0, 0, 0]);
-    // From its first outbox on, it is treated like any other collection.
+    // From its first outbox on, the collection is treated like any other.
     sessions.insert_one(doc! { "_id": "first", "outbox": [minimal()] }).await.unwrap();
     running
         .wait("the missing index", |event| matches!(event, RescueEvent::IndexMissing { .. }).then_some(()))
