@@ -34,7 +34,7 @@ pub(crate) struct Scale {
     /// Whether each measurement takes seconds instead of minutes.
     pub(crate) quick: bool,
     pub(crate) blocks: usize,
-    /// The duration of a closed loop.
+    /// The duration of a closed loop, in which each saver begins its next save when the last one has ended.
     pub(crate) loop_time: Duration,
 }
 
@@ -47,7 +47,8 @@ impl Scale {
         }
     }
 
-    /// Returns the blocks to measure. If a block takes minutes, there are fewer blocks and no warm-up block.
+    /// Returns the numbers of the blocks to measure; a block is one run of the measurement. If `operations`
+    /// is so large that a block takes minutes, there are fewer blocks, and none for warming up.
     pub(crate) fn blocks_of(&self, operations: usize) -> std::ops::Range<usize> {
         if operations >= 100_000 { 1..4 } else { 0..self.blocks + 1 }
     }

@@ -65,7 +65,7 @@ impl Counters {
         })
     }
 
-    /// Returns the differences between these counts and the present ones.
+    /// Returns the differences between these counts and the current ones.
     pub(crate) async fn until_now(self, bed: &Bed) -> Result<Self> {
         let peaks =
             processes().into_iter().filter_map(|(name, pid)| Some((name, peak_memory(&pid)?))).collect();

@@ -1,4 +1,5 @@
-//! Runs the two services as processes, from the release binaries next to this one and with the suite's own settings.
+//! Runs the two services as processes, from the release binaries in the folder of this program and with the
+//! suite's own settings.
 
 use std::process::Stdio;
 
@@ -6,7 +7,7 @@ use tokio::process::{Child, Command};
 
 use crate::{bed::Bed, counters, result::Result};
 
-/// A running service. It is killed when this is dropped.
+/// A running service. The process is killed when this value is dropped.
 pub(crate) struct Service {
     child: Child,
 }

@@ -6,7 +6,7 @@
 //! | this worker | takes |
 //! |---|---|
 //! | has had no answer from MongoDB yet, or cannot reach MongoDB | nothing |
-//! | for a minute has had only commands of another cluster, or commands that MongoDB refuses to this user | only one command a minute, as a test |
+//! | for a minute, could process none of the commands that it received, because they are from another cluster or because MongoDB denies this user a privilege | only one command a minute, as a test |
 //! | otherwise | up to its prefetch |
 //!
 //! While a worker takes no commands, it is not ready, and other workers get the commands.
@@ -20,7 +20,7 @@ use tokio::{sync::Notify, time::Instant};
 /// test.
 const MINUTE: Duration = Duration::from_mins(1);
 
-/// The reason that is given before MongoDB's first answer or failure.
+/// Why MongoDB counts as unreachable until it has first answered or a first request has failed.
 const NOT_YET: &str = "it has not answered yet";
 
 const OTHER_CLUSTER: &str = "the commands are from another MongoDB cluster; mongodb_uri, state_database or \
@@ -50,20 +50,22 @@ pub(crate) enum Useless {
     Refused,
 }
 
-/// Whether MongoDB's latest answer differs from the previous one.
+/// Whether MongoDB has become reachable or unreachable since the previous check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
     News,
     AsBefore,
 }
 
-/// The observations and their times; the pure part of the decision.
+/// The facts that this worker has observed, with their times. The decision depends only on these facts and on
+/// the current time.
 #[derive(Debug)]
 struct Observations {
     /// Why MongoDB cannot be reached; `None` once MongoDB has answered.
     away: Option<String>,
     streak: Option<Streak>,
-    /// The time at which to take one command again as a test, once a streak has lasted too long.
+    /// When to take one command again as a test. `None` unless a streak of useless commands has lasted for a
+    /// minute.
     next_try: Option<Instant>,
     /// The time when MongoDB last executed a request for a command.
     worked: Option<Instant>,
@@ -89,7 +91,8 @@ impl Observations {
 
     fn useless(&mut self, why: Useless, now: Instant) {
         let began = match self.streak {
-            // A pause ends a streak: for example, two forged commands an hour apart prove nothing.
+            // Unless the worker already takes only test commands, a pause of a minute ends a streak: two
+            // forged commands an hour apart don't show that all commands are useless to this worker.
             Some(streak) if now - streak.last < MINUTE || self.next_try.is_some() => streak.began,
             _ => now,
         };

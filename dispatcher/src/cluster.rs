@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::mongodb_errors::UNAUTHORISED;
 
 const POSITIONS: &str = "positions";
-/// The minimum time between two reads.
+/// The minimum time between two reads of the UUID.
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// The identity of this worker's cluster, as far as it is known; see the module's documentation.
@@ -24,7 +24,7 @@ pub(crate) struct Cluster {
     known: Mutex<Reading>,
 }
 
-/// The result of the last read, and its time.
+/// The result of the last read of the UUID, and the time of this read.
 #[derive(Debug, Clone, Copy)]
 struct Reading {
     name: ClusterName,
@@ -35,9 +35,10 @@ struct Reading {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ClusterName {
     Named(Uuid),
-    /// There is no such collection, so no rescuer of this cluster has ever written a position.
+    /// The state database has no collection of positions, so no rescuer of this cluster has ever written a
+    /// position.
     Unnamed,
-    /// The user may not read the UUID.
+    /// The MongoDB user has no permission to read the UUID.
     Unreadable,
 }
 
@@ -46,7 +47,8 @@ pub(crate) enum ClusterName {
 pub(crate) enum Origin {
     ThisCluster,
     OtherCluster,
-    /// This cluster has no name. If the document does not exist here, the command is from another cluster.
+    /// This cluster has no collection of positions, so there is no UUID to compare with the one in the
+    /// command. If the command's document does not exist here, the command is from another cluster.
     Unknown,
 }
 
@@ -56,10 +58,10 @@ impl Cluster {
         Self { state, known: Mutex::new(nothing) }
     }
 
-    /// Asks MongoDB for the UUID, unless MongoDB was asked a moment ago.
+    /// Asks MongoDB for the UUID, unless MongoDB returned it within the last [`PAUSE`].
     ///
     /// # Errors
-    /// If MongoDB could not be asked. The known UUID is kept.
+    /// If the UUID could not be read. The UUID that was read earlier stays in use.
     pub(crate) async fn ask(&self) -> Result<(), Error> {
         if self.known().read.is_some_and(|read| read.elapsed() < PAUSE) {
             return Ok(());
@@ -77,8 +79,8 @@ impl Cluster {
             return Origin::ThisCluster;
         }
 
-        // The name of this cluster may have changed. If MongoDB doesn't answer, the known name is
-        // used.
+        // The UUID of this cluster's collection may have changed. If MongoDB doesn't answer, the UUID that
+        // was read earlier is compared again.
         let _ = self.ask().await;
         home(self.known().name, named)
     }

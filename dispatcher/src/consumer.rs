@@ -63,7 +63,7 @@ impl ConsumerHistory {
         }
 
         match state {
-            // After a pause the connection is still the same.
+            // A consumer continues on the same connection after a pause, so it was not rebuilt.
             State::Ready if before == "paused" && standing.subscribed > 0 => {}
             State::Ready => {
                 standing.subscribed += 1;

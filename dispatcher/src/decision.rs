@@ -2,7 +2,7 @@
 //!
 //! | the pass | the command |
 //! |---|---|
-//! | no message is left, the document is gone, or the other messages are for other deliverers or blocked by a dead message | is finished |
+//! | no message is left, the document is gone, or all remaining messages are for other deliverers or blocked by a dead message | is finished |
 //! | the first message is held until a time within `hold_within` | is kept until then |
 //! | no destination is available | is kept until one is available, for `available_within` in total |
 //! | a temporary error of MongoDB | is kept for a growing pause |
@@ -56,7 +56,7 @@ pub enum Decision {
     GiveBack,
 }
 
-/// Why another worker may succeed where this one cannot.
+/// Why this worker cannot process a command that another worker may be able to process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unable {
     /// The command is from another cluster.
@@ -104,7 +104,7 @@ pub struct CommandState {
     pub stopping: bool,
 }
 
-/// Decides about one command, and remembers how its pauses grow.
+/// Decides about one command, and remembers how long the next pause after an error is.
 #[derive(Debug)]
 pub struct Policy {
     hold_within: Duration,
@@ -151,8 +151,8 @@ impl Policy {
                 if wait.is_zero() { Decision::Leave(Left::Unavailable) } else { Decision::Await(wait) }
             }
             Processed::Held(hold) => {
-                // If the obstacle has no end, the entry is for other deliverers, or is blocked until an
-                // operator acts.
+                // If the hold has no time at which it ends, the entry is for other deliverers, or is blocked
+                // until an operator acts.
                 let Some(wait) = wait_for(hold, state.now) else {
                     return Decision::Finish(processed);
                 };
@@ -170,8 +170,8 @@ impl Policy {
     fn after_an_error(&mut self, error: &Error, left: Duration) -> Decision {
         let described = error_codes::describe(error);
 
-        // An unreachable MongoDB and a missing privilege are not about the document: another worker may reach
-        // MongoDB or have the privilege.
+        // An unreachable MongoDB and a missing privilege don't depend on the document: another worker may
+        // reach MongoDB or have the privilege.
         if is_unreachable(error) {
             return Decision::PutBack(Unable::Away(described));
         }
@@ -188,7 +188,7 @@ impl Policy {
     }
 }
 
-/// The time until a hold ends by itself.
+/// The time until a hold ends by itself; `None` if it never does.
 fn wait_for(hold: Hold, now: DateTime) -> Option<Duration> {
     match hold {
         Hold::Claimed(at) | Hold::Retrying(at) | Hold::Scheduled(at) => Some(until(now, at)),

@@ -1,4 +1,4 @@
-//! Takes commands, distributes them to the parts of the worker, and stops the worker in order.
+//! Takes commands, distributes them to the parts of the worker, and stops the worker gracefully.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
 
 /// The last part of the grace period, during which claims are released.
 const LAST_PART: f64 = 0.2;
-/// The time for closing the connection in order after the grace period.
+/// How long the worker may take after the grace period to close the connection gracefully.
 const FAREWELL: Duration = Duration::from_millis(500);
 
 /// A dispatcher worker, ready to start.
@@ -151,10 +151,10 @@ impl Dispatcher {
         Running { consumer, worker, history, tasks, essential }
     }
 
-    /// Runs the worker until `stop` is cancelled, then stops it in order, within the grace period.
+    /// Runs the worker until `stop` is cancelled, then stops it gracefully, within the grace period.
     ///
     /// # Errors
-    /// [`Ended`], if the worker can't continue. It is stopped in order in this case, too.
+    /// [`Ended`], if the worker can't continue. The worker is stopped gracefully in this case, too.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Ended> {
         let mut running = self.start();
         let ended = tokio::select! {
@@ -209,7 +209,7 @@ impl Running {
         let Stops { intake, release } = self.worker.stops();
         intake.cancel();
 
-        // Work in progress may finish by itself.
+        // Unfinished work may continue until the last part of the grace period.
         let in_hand = async {
             self.consumer.stop_taking().await;
             self.tasks.close();
@@ -225,8 +225,8 @@ impl Running {
             }
         }
 
-        // The broker redelivers commands that are not settled by now. There is no wait for a broker that
-        // doesn't answer.
+        // The broker redelivers commands that are not settled by now. A broker that doesn't answer does not
+        // prolong the stop beyond this timeout.
         let farewell = async {
             self.consumer.close().await;
             while self.essential.join_next().await.is_some() {}
@@ -264,7 +264,7 @@ mod tests {
         }
     }
 
-    /// A worker whose servers don't exist, so that it reaches neither.
+    /// A worker that can reach neither MongoDB nor RabbitMQ, because no server has these addresses.
     async fn dispatcher() -> Dispatcher {
         let client = mongodb::Client::with_uri_str("mongodb://127.0.0.1:1/").await.unwrap();
         let processor = Processor::new(client, Arc::new(Nobody), ProcessorSettings::default());
@@ -275,7 +275,7 @@ mod tests {
     #[tokio::test]
     async fn a_worker_whose_consumer_has_ended_ends() {
         let mut running = dispatcher().await.start();
-        // This happens, for example, if the connection's supervisor panics.
+        // The consumer also closes without a request, for example if the connection's supervisor panics.
         running.consumer.close().await;
         let ended = tokio::time::timeout(Duration::from_mins(1), running.ended()).await;
         assert!(ended.expect("the worker ends").to_string().contains("has ended"));

@@ -1,4 +1,4 @@
-//! The events of commands as values. The events of messages are emitted by the processor.
+//! Defines the events of commands. The processor emits the events of messages.
 
 use document_outbox::{DocumentRef, command::Reason, dispatch::Processed, internal::Hold};
 
@@ -8,8 +8,8 @@ use crate::admission::Refusal;
 ///
 /// Every delivery begins with [`Refused`](Self::Refused), which ends it, or with [`Taken`](Self::Taken).
 /// After `Taken` it ends with one of [`Finished`](Self::Finished), [`Coalesced`](Self::Coalesced),
-/// [`LeftToSweep`](Self::LeftToSweep), [`PutBack`](Self::PutBack) and [`GivenBack`](Self::GivenBack). The
-/// last two events are emitted after the command was returned to the broker.
+/// [`LeftToSweep`](Self::LeftToSweep), [`PutBack`](Self::PutBack) and [`GivenBack`](Self::GivenBack).
+/// `PutBack` and `GivenBack` are emitted after the command was returned to the broker.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum DispatcherEvent {
@@ -39,8 +39,8 @@ pub enum DispatcherEvent {
         /// The result of the last pass over the document.
         processed: Processed,
     },
-    /// Another command for the same document is waiting, and its processing also covers this command. This command
-    /// was acknowledged.
+    /// Another command for the same document is waiting, and processing that command delivers the messages of
+    /// this one, too. This command was acknowledged.
     Coalesced {
         /// The document.
         document: DocumentRef,

@@ -25,13 +25,14 @@
 //!   command is never acknowledged, so the broker hands it to another worker.
 //!
 //! # Why some commands are acknowledged although messages remain
-//! The document is the truth, the command a hint. The rescuer's sweep finds every document with something
-//! due, so a command that can't be finished soon is acknowledged anyway. If it were requeued, it would
-//! return at once, until the broker's delivery limit drops it; if it were kept too long, the broker would
-//! end the consumer (RabbitMQ's `consumer_timeout`, 30 minutes).
+//! The document is the truth; the command is only a hint. The rescuer's sweep finds every document with a due
+//! message, so a command that can't be finished soon is acknowledged anyway. If it were requeued, it would
+//! return at once, again and again, until the broker drops it at the delivery limit; if it were kept too
+//! long, the broker would end the consumer (RabbitMQ's `consumer_timeout`, 30 minutes).
 //!
 //! # Assumptions
-//! A rescuer is running. Without a rescuer, no further command follows one that was left to the sweep.
+//! A rescuer is running. Without a rescuer, no further command is sent for messages that were left to the
+//! sweep.
 //!
 //! # Use
 //! The binary `outbox-dispatcher` publishes the outboxes of any collection to RabbitMQ, without knowing

@@ -43,7 +43,8 @@ pub(crate) fn register() {
     counter!(THROTTLED).increment(0);
 }
 
-/// Counts the command that an event ends, by its reason; a refused command has no reason.
+/// Counts the command whose processing ends with `event`. `reason` is why the command was sent; it is `None`
+/// for a refused command.
 pub(crate) fn event(event: &DispatcherEvent, reason: Option<Reason>) {
     let outcome = match event {
         DispatcherEvent::Finished { .. } => "finished",

@@ -2,10 +2,10 @@
 
 use mongodb::error::{Error, ErrorKind};
 
-/// The server's code for a command that the user may not send.
+/// The server's error code for a request for which the user lacks a privilege.
 pub(crate) const UNAUTHORISED: i32 = 13;
 
-/// Whether no server was usable for any request.
+/// Whether the error means that no MongoDB server could be used, whatever the request.
 pub(crate) fn is_unreachable(error: &Error) -> bool {
     matches!(
         error.kind.as_ref(),

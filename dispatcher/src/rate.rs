@@ -1,9 +1,9 @@
 //! The rate of deliveries, and the limiter that enforces the rate.
 //!
-//! Consumers must not receive a backlog of hours within a minute. The limiter counts messages, and is
-//! asked before messages are claimed: messages that wait for their turn are not claimed, so no claim
-//! expires meanwhile. If the rate is low, the limiter admits one message at a time, so that a stall of
-//! MongoDB or the broker can't accumulate many messages that are then sent at once.
+//! Consumers must not receive a backlog of hours within a minute. The limiter counts messages, and the worker
+//! asks it before claiming them: messages that wait for their turn are not claimed, so no claim expires
+//! meanwhile. If the rate is low, the limiter admits one message at a time, so that a stall of MongoDB or the
+//! broker can't accumulate many messages that are then sent at once.
 
 use std::{
     fmt,
@@ -134,7 +134,8 @@ impl Pace for Limiter {
             return 0;
         }
 
-        // Only the first message is waited for; more are admitted only if permits are available.
+        // The request waits only for the permit of its first message. It gets more permits only if they are
+        // available at once.
         let most = wanted.min(self.most_at_once);
         let mut given = 1;
         while given < most && self.bucket.try_take() {

@@ -26,7 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Asks MongoDB repeatedly, and records whether it answers.
 pub(crate) async fn watch(client: &Client, cluster: &Cluster, ability: &Ability) {
     loop {
-        // The driver does not retry such a request, and a single election is not an outage.
+        // A failed check is repeated, because the driver does not retry a `ping`, and because one election of
+        // a new primary is not an outage.
         let mut answer = ask(client, cluster, ability).await;
         if answer.is_err() {
             answer = ask(client, cluster, ability).await;
@@ -57,12 +58,13 @@ pub(crate) fn note_unreachable(ability: &Ability, reason: &str) {
     }
 }
 
-/// Asks the primary, which claims need, and asks for the cluster's name.
+/// Checks that the primary answers, because claims need the primary, and reads the cluster's UUID.
 async fn ask(client: &Client, cluster: &Cluster, ability: &Ability) -> Result<(), String> {
     let began = Instant::now();
     match timeout(PATIENCE, ping(client, cluster)).await {
         Ok(answer) => answer.map_err(|error| error_codes::describe(&error)),
-        // The pool had no free connection for the check.
+        // MongoDB has executed other requests during the check, so the check only found no free connection in
+        // the pool.
         Err(_elapsed) if ability.worked_since(began) => Ok(()),
         Err(_elapsed) => Err(format!("there was no answer within {PATIENCE:?}")),
     }

@@ -38,20 +38,20 @@ pub struct DispatcherSettings {
     pub concurrency: usize,
     /// The maximum number of messages that this worker delivers per second. Default: no limit.
     pub rate: Option<Rate>,
-    /// The maximum number of commands that are taken and not yet settled: commands in processing,
-    /// commands that wait for their document, and commands that are kept for a moment. Must be at
-    /// least `concurrency`. With a `rate`, the maximum is at most half of the number of messages
-    /// that the rate allows within `keep_within`. Commands that this worker cannot process and will
-    /// requeue are not counted. Default: 512.
+    /// The maximum number of commands that are taken and not yet settled: commands in processing, commands
+    /// that wait for their document, and commands that are kept. Must be at least `concurrency`. With a
+    /// `rate`, the maximum is at most half of the number of messages that the rate allows within
+    /// `keep_within`. Commands that this worker cannot process and will requeue are not counted. Default:
+    /// 512.
     pub prefetch: u16,
     /// A command is kept if its document can be processed within this time. At most half of
     /// `prefetch` is used for commands that are kept for this reason. Default: 5 s.
     pub hold_within: Duration,
     /// The total time that a command is kept while the destination is unavailable. Default: 60 s.
     pub available_within: Duration,
-    /// The total time that a command is kept, for any reason. After this time, no further message
-    /// of its document is started. The sum of this time and one delivery that lasts as long as the
-    /// claim must be below the broker's `consumer_timeout` (30 min). Default: 5 min; at most
+    /// The total time that a command is kept, for any reason. After this time, no further message of its
+    /// document is started. The sum of this time and the longest delivery, which lasts as long as its claim,
+    /// must be below the broker's `consumer_timeout` (30 min). Default: 5 min; at most
     /// [`KEEP_AT_MOST`](Self::KEEP_AT_MOST).
     pub keep_within: Duration,
     /// How long a stop may take. Unfinished work continues for four fifths of this time; then claims are
@@ -66,7 +66,7 @@ impl DispatcherSettings {
     /// The default settings for collections given as text, such as `shop.orders,stock.*`.
     ///
     /// # Errors
-    /// The first invalid pattern.
+    /// Returns the error of the first pattern that is invalid.
     pub fn watching(patterns: &str) -> Result<Self, InvalidPattern> {
         Ok(Self::new(NamespacePattern::list(patterns)?))
     }

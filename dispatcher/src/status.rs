@@ -38,7 +38,7 @@ pub struct Snapshot {
     /// The number of commands that are kept because they wait for a due time, for a destination, or for
     /// MongoDB.
     pub kept: usize,
-    /// The maximum number of unsettled commands: processed, waiting and kept.
+    /// The maximum number of unsettled commands: those in processing, waiting or kept.
     pub prefetch: u16,
     /// The number of commands that this worker cannot process and will requeue.
     pub to_put_back: usize,

@@ -48,9 +48,10 @@ pub(crate) struct Worker {
     events: Events<DispatcherEvent>,
     turns: DocumentLocks,
     passes: Passes,
-    /// Room for commands that are kept until their document is due or retried.
+    /// Room for commands that are kept until a message of their document is due, or until a failed pass is
+    /// retried.
     holds: Semaphore,
-    /// The number of commands that wait, for any reason.
+    /// The number of commands that are kept, for any reason.
     kept: AtomicUsize,
     /// The maximum number of unsettled commands that this worker can process.
     prefetch: u16,
@@ -167,7 +168,8 @@ impl Worker {
         }
     }
 
-    /// Counts and emits an event about a command with this reason; a refused command has no reason.
+    /// Counts and emits an event about a command. `reason` is why the command was sent; it is `None` for a
+    /// refused command.
     fn announce(&self, event: DispatcherEvent, reason: Option<Reason>) {
         metrics::event(&event, reason);
         self.events.emit(event);
@@ -217,7 +219,7 @@ impl Worker {
 
     /// Leaves a command to another worker, by requeueing it after a pause.
     async fn put_back(&self, mut delivery: Delivery, document: DocumentRef, reason: Reason, unable: Unable) {
-        // A worker that gets only such commands must stop taking them.
+        // A worker that gets only commands that it cannot process must stop taking commands.
         match &unable {
             Unable::OtherCluster => self.ability.useless(Useless::OtherCluster),
             Unable::Refused(_) => self.ability.useless(Useless::Refused),
@@ -322,10 +324,10 @@ impl Worker {
         self.keep(document, Left::Held(hold), tokio::time::sleep(pause)).await
     }
 
-    /// Keeps the command until MongoDB is retried.
+    /// Keeps the command for a pause after an error. Then the next pass begins.
     async fn retry(&self, document: &DocumentRef, pause: Duration, why: Left) -> ControlFlow<Settlement> {
-        // The room for such commands is bounded, because a failing collection must not take the
-        // room of all others.
+        // The number of commands kept after errors is bounded, because commands for a failing collection must
+        // not take all the room.
         let Ok(_room) = self.holds.try_acquire() else {
             return ControlFlow::Break(Settlement::PutBack(Unable::Full(why)));
         };
@@ -335,8 +337,8 @@ impl Worker {
         self.keep(document, why, tokio::time::sleep(pause)).await
     }
 
-    /// Keeps the command until the destination is available, or until this much time has passed; the next
-    /// pass finds out which.
+    /// Keeps the command until the destination is available, or until `longest` has passed. The next pass
+    /// finds out whether the destination is available.
     async fn await_destination(
         &self,
         document: &DocumentRef,
@@ -387,8 +389,9 @@ impl Worker {
     }
 }
 
-/// Corrects the settlement in a cluster without a name. Such a cluster cannot recognise its own commands,
-/// but a missing document shows that the command is from another cluster.
+/// Corrects the settlement of a command in a cluster without a collection of positions, which has no UUID by
+/// which to recognise its own commands. If the command's document does not exist here, the command is from
+/// another cluster.
 fn elsewhere_if_gone(settlement: Settlement) -> Settlement {
     match settlement {
         Settlement::Acknowledge(DispatcherEvent::Finished { processed: Processed::Gone, .. }) => {

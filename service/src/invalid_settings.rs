@@ -19,7 +19,7 @@ impl fmt::Display for SettingsProblem {
     }
 }
 
-/// All problems of settings with which a program can't work.
+/// All problems that keep a program from working with its settings.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InvalidSettings(pub Vec<SettingsProblem>);
 

@@ -135,8 +135,8 @@ impl Glob {
     /// Whether any name can match both this glob and `other`.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
-        // `reached[j]`: whether one name can match both the parts of this pattern read so far and the
-        // first `j` parts of the other.
+        // `reached[j]`: whether a single name can match both the part of this pattern that was read so far
+        // and the first `j` bytes of `other`.
         let (a, b) = (self.0.as_bytes(), other.0.as_bytes());
         let mut reached = vec![false; b.len() + 1];
         for i in 0..=a.len() {
@@ -158,8 +158,8 @@ impl Glob {
         reached[b.len()]
     }
 
-    /// An anchored regular expression that matches the same names. In names with a line break, `.`
-    /// matches the line break, and the anchors match only the ends of the name.
+    /// An anchored regular expression that matches the same names as this glob. In names with a line break,
+    /// `.` matches the line break, and the anchors match only the ends of the name.
     #[must_use]
     pub fn regex(&self) -> String {
         let mut regex = String::from("(?s)^");
@@ -201,7 +201,7 @@ impl NamespacePattern {
     /// Parses patterns separated by commas, such as `shop.*,stock.items@2s`.
     ///
     /// # Errors
-    /// The first invalid pattern.
+    /// Returns the error of the first pattern that is invalid.
     pub fn list(text: &str) -> Result<Vec<Self>, InvalidPattern> {
         text.split(',').map(|pattern| pattern.trim().parse()).collect()
     }

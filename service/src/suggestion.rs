@@ -1,7 +1,7 @@
 //! Suggests corrections, as in "did you mean …?".
 
-/// The candidate closest to the misspelled `given`. The candidate may differ from `given` in case,
-/// in `-` for `_`, or in at most a third of the letters.
+/// The candidate closest to the misspelled `given`. The candidate may differ from `given` in case, in `-`
+/// instead of `_`, or in at most a third of the letters.
 fn nearest<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let given = normal(given);
     let allowed = (given.chars().count() / 3).max(1);

@@ -20,7 +20,8 @@ use tokio::{
 pub struct TokenBucket {
     limiter: RateLimiter<NotKeyed, InMemoryState, RuntimeClock, NoOpMiddleware<Duration>>,
     clock: RuntimeClock,
-    /// The lock that only the next task holds; the other tasks wait for it in their order.
+    /// The lock that only the next task holds. The other tasks wait for this lock in the order in which they
+    /// asked.
     line: Mutex<()>,
     shortest_wait: Duration,
 }

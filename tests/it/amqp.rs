@@ -61,7 +61,7 @@ async fn scene(play: impl AsyncFnOnce(&Scene)) {
     scene_at(broker_uri(), play).await;
 }
 
-/// Runs a test on another broker and cleans up.
+/// Runs a test on the broker at this URI and cleans up.
 async fn scene_at(uri: String, play: impl AsyncFnOnce(&Scene)) {
     let connection = lapin::Connection::connect(&uri, ConnectionProperties::default()).await.unwrap();
     let outside = connection.create_channel().await.unwrap();
@@ -151,7 +151,7 @@ impl Scene {
             .unwrap();
     }
 
-    /// Takes all messages out of the queue and returns their ids, including repeats.
+    /// Takes all messages out of the queue, and returns how often each id occurred.
     async fn counts(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         let options = BasicGetOptions { no_ack: true };
@@ -260,7 +260,7 @@ async fn each_window_singles_out_its_unroutable_message() {
     .await;
 }
 
-/// The client gives a returned message to whichever confirm completes next. With a classic queue and a full
+/// The client attaches a returned message to the confirm that completes next. With a classic queue and a full
 /// window, one acknowledgement of the broker covers many messages, and most returned messages are attached to
 /// the confirm of another message.
 #[tokio::test(flavor = "multi_thread")]
@@ -441,7 +441,8 @@ async fn an_absent_exchange_costs_other_exchanges_nothing() {
     .await;
 }
 
-/// A user of the broker that may write only to routing keys that match, at the scene's exchange.
+/// A broker user who has permission to publish to the scene's exchange only with routing keys that match
+/// `pattern`.
 async fn user_of(scene: &Scene, pattern: &str) -> RestrictedUser {
     let user = RestrictedUser::create(&scene.id, &scene.uri).await;
     user.may_write(&scene.id, pattern).await;
@@ -460,7 +461,7 @@ fn everything(scene: &Scene) -> Topology {
     topology
 }
 
-/// P6: if one message is refused, its neighbours are repeated at most once.
+/// P6: if one message is refused, the messages published together with it are repeated at most once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forbidden_routing_key_fails_by_itself() {
     scene(async |scene| {
@@ -487,8 +488,8 @@ async fn a_forbidden_routing_key_fails_by_itself() {
         let counts = scene.counts().await;
         assert_eq!(counts.len(), 150, "{counts:?}");
         assert!(counts.values().all(|count| *count <= 2), "{counts:?}");
-        // Only the neighbours of the first forbidden message were repeated. From then on, forbidden messages are
-        // published separately.
+        // Only the messages published together with the first forbidden message were repeated. From then on,
+        // forbidden messages are published separately.
         assert!(counts.iter().all(|(id, count)| *count == 1 || id.starts_with("0-")), "{counts:?}");
         assert!(!states.has_changed().unwrap(), "the connection was lost: {:?}", *states.borrow());
         publisher.close().await;
@@ -496,7 +497,8 @@ async fn a_forbidden_routing_key_fails_by_itself() {
     .await;
 }
 
-/// Each key is new to the publisher, so the channel of the window may be closed for each key.
+/// Each key is new to the publisher, so each key may make the broker close the channel on which a window is
+/// published.
 #[tokio::test(flavor = "multi_thread")]
 async fn twenty_forbidden_keys_repeat_a_neighbour_once_at_most() {
     scene(async |scene| {
@@ -630,7 +632,7 @@ async fn an_abandoned_call_publishes_no_messages() {
     scene(async |scene| {
         let network = Network::to(&broker_uri());
         let publisher = scene.publisher_with(scene.settings_at(&network.uri())).await;
-        // Each message is a separate window, and the confirm of the first is withheld for now.
+        // Each message is a separate window, and the confirm of the first message is withheld for now.
         let window =
             ["first", "late", "later"].map(|id| Publication { body: vec![0; 5 << 20], ..scene.routed(id) });
         network.hold_after(0);
@@ -647,7 +649,7 @@ async fn an_abandoned_call_publishes_no_messages() {
     .await;
 }
 
-/// P3: if a confirm doesn't arrive in time, only its own message is repeated.
+/// P3: if the confirm of a message doesn't arrive in time, only this message is repeated.
 #[tokio::test(flavor = "multi_thread")]
 async fn at_the_deadline_the_answers_that_came_count() {
     const CONFIRM: usize = 21; // the size in bytes of a confirm's frame
@@ -767,7 +769,8 @@ async fn a_silent_broker_is_given_up_and_retried() {
     .await;
 }
 
-/// The peer may be another program, or a hostile one. Its bytes end only the connection to it.
+/// The peer may be another program, or a hostile one. Invalid bytes from the peer end only the connection to
+/// this peer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_talks_nonsense_is_left_and_retried() {
     let nonsense: [&[u8]; 6] = [
@@ -1093,8 +1096,8 @@ async fn a_silently_dead_consumer_is_replaced() {
         let states = consumer.subscribe();
         network.swallow(true);
         until_state(states, |state| *state != State::Ready).await;
-        // Normally the broker would notice the end of the old connection. Here the network swallows the end,
-        // so the broker still delivers to the old consumer.
+        // Normally the broker would notice the end of the old connection. Here the network is cut, so the
+        // broker does not learn that the connection has ended. It still delivers to the old consumer.
         network.cut();
         network.swallow(false);
         assert_eq!(publisher.publish(vec![scene.routed("1")]).await, [Published::Confirmed]);
@@ -1221,7 +1224,7 @@ async fn fifty_thousand_messages_of_256_callers_are_each_confirmed() {
 // --- on a separate broker ----------------------------------------------------------------------------------------
 // These tests change the whole broker.
 
-/// Checks that messages over a limit are refused until the limit is raised and the connection replaced.
+/// Checks that messages over a limit are refused until the limit is raised and the connection is replaced.
 async fn raise_the_limit(least: usize, long: usize, raised: usize) {
     let broker = PrivateBroker::start().await;
     scene_at(broker.uri.clone(), async |scene| {
@@ -1258,7 +1261,8 @@ async fn raise_the_limit(least: usize, long: usize, raised: usize) {
 
 // --- at large sizes --------------------------------------------------------------------------------------------------
 
-/// A hundred callers publish orders as fast as they can, and a new forbidden key turns up every 50 ms.
+/// A hundred callers publish orders as fast as they can, and one message with a new forbidden routing key is
+/// published every 50 ms.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_new_forbidden_keys_cost_a_busy_publisher_little() {

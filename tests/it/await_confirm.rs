@@ -1,5 +1,5 @@
-//! Tests saves that return at the confirm, while their clear is under way. The next save of the document may
-//! arrive before or after the clear.
+//! Tests saves that return as soon as the broker has confirmed their messages, while the clear of these
+//! messages is still in progress. The next save of the document may arrive before or after the clear.
 //!
 //! The network between library and MongoDB holds requests with a certain content: only clears contain
 //! `$pull`, only a save that overtakes a clear contains `$or`, other saves contain `$push`, a claim contains
@@ -172,7 +172,7 @@ async fn a_late_clear_leaves_the_next_saves_message() {
 async fn a_save_right_behind_the_clear_needs_no_second_try() {
     let (shop, mut order) = Shop::with_a_clear_held().await;
     shop.network.hold_those_with(OVERTAKING_SAVE);
-    shop.network.hold_those_with(OTHER_SAVE); // to the end
+    shop.network.hold_those_with(OTHER_SAVE); // until the test ends
     let save = shop.save(&mut order, 2);
     let clear_first = async {
         shop.network.holds_one_with(OVERTAKING_SAVE).await;
@@ -191,13 +191,13 @@ async fn a_document_loaded_before_the_clear_needs_no_claim() {
     let mut order = soon(shop.orders.load("o-1")).await.unwrap().unwrap();
     shop.network.let_those_pass_with(CLEAR);
     shop.wait_until_idle(0).await;
-    shop.network.hold_those_with(CLAIM); // to the end
+    shop.network.hold_those_with(CLAIM); // until the test ends
     shop.save(&mut order, 2).await;
     assert_eq!(shop.recorder.amounts(), [1, 2]);
     shop.close().await;
 }
 
-/// If a save finds entries that it may not remove, it removes none and waits for its turn.
+/// If a save finds entries that it must not remove, it removes none and waits for its turn.
 #[tokio::test]
 async fn a_foreign_message_survives_an_overtaken_clear() {
     let (shop, mut order) = Shop::with_a_clear_held().await;
@@ -273,7 +273,7 @@ async fn a_flush_waits_for_clears_under_way() {
     shop.close().await;
 }
 
-/// Yields so often that every task runs, unless it waits for something outside this process.
+/// Yields so often that every task runs, except tasks that wait for something outside this process.
 async fn several_turns() {
     for _ in 0..100 {
         tokio::task::yield_now().await;

@@ -1,6 +1,7 @@
 //! The whole system while its broker is gone, takes no messages, or closes the channel.
 //!
-//! Most tests have their own RabbitMQ. The last ones only have their own exchange and user.
+//! Most tests have their own RabbitMQ. The last tests share a RabbitMQ with other tests, and have only their
+//! own exchange and user.
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +27,8 @@ use tokio_util::sync::CancellationToken;
 
 const DOCUMENTS: i64 = 10;
 
-/// A policy of less than a second, without the quick retries that could hide an attempt.
+/// A retry policy whose attempts all end within a second, without the quick retries that could hide an
+/// attempt.
 fn short_retry() -> RetryPolicy {
     RetryPolicy::default().with(|retry| {
         retry.max_attempts = 4;
@@ -104,8 +106,8 @@ fn failed(events: &[Event]) -> Option<&Event> {
     events.iter().find(|event| matches!(event, Event::Failed { .. }))
 }
 
-/// An application that makes a hundred saves per second, one after another, each of another document and with
-/// one message.
+/// An application that makes a hundred saves per second, one after another, each for a different document and
+/// with one message.
 struct Saves {
     made: watch::Receiver<usize>,
     stop: CancellationToken,
@@ -183,9 +185,9 @@ impl Message for InvoiceSent {
     const TYPE: &'static str = "invoice.sent";
 }
 
-/// Saves orders and invoices in turn, all concurrently, with a user who may publish only orders. After that, one order
-/// per second is delivered by its own save. Every order arrives at most twice, and every invoice dies without affecting
-/// others, with the broker's text as the reason.
+/// Saves orders and invoices in turn, all concurrently, with a user who has permission to publish only
+/// orders. After that, one order per second is delivered by its own save. Every order arrives at most twice,
+/// and every invoice dies without affecting others, with the broker's text as the reason.
 async fn orders_beside_forbidden_invoices(pairs: usize, later: usize) {
     let name = format!("test-{}", uuid::Uuid::now_v7().simple());
     let user = RestrictedUser::create(&name, &crate::support::uri("OUTBOX_RABBITMQ_URI")).await;
@@ -264,13 +266,14 @@ fn counts(received: &[Received]) -> BTreeMap<String, usize> {
     counts
 }
 
-/// P6 Independent, P3: a message that the broker refuses fails alone, and its neighbours are repeated at most once.
+/// P6 Independent, P3: a message that the broker refuses fails alone, and the messages published together
+/// with it are repeated at most once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn forbidden_invoices_die_while_orders_are_delivered() {
     orders_beside_forbidden_invoices(15, 2).await;
 }
 
-/// Runs the same test long enough to show that the orders stay in time.
+/// Runs the same test long enough to show that orders are still delivered in time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_orders_stay_in_time_among_forbidden_invoices() {

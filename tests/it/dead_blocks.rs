@@ -66,7 +66,8 @@ async fn a_blocking_dead_message_stops_delivery_until_replay() {
     });
     let mut rescuer = flow.rescuer(settings).await;
 
-    // The inline dispatcher blocks within one save and in the next save.
+    // The inline dispatcher delivers no message after the dead one, neither from the same save nor from the
+    // next save.
     let mut new = account("a-1");
     new.outbox.send(Added { amount: 1 });
     new.outbox.send(Added { amount: 2 }).header(DEADLY, "x");
@@ -82,7 +83,7 @@ async fn a_blocking_dead_message_stops_delivery_until_replay() {
     let updated = accounts.update("a-1", send).await.unwrap();
     assert_eq!(dispositions(updated.receipt.unwrap().dispatch), [Disposition::Waiting]);
 
-    // The dispatcher blocks too, with the same setting.
+    // A dispatcher with the same setting delivers no message after the dead one, either.
     let mut settings = flow.dispatcher_settings();
     settings.dead_blocks = dead_blocks;
     let mut worker = flow.dispatcher_with(RetryPolicy::default(), settings).await;

@@ -915,7 +915,7 @@ impl Message for Refused {
     const TYPE: &'static str = "order.refused";
 }
 
-/// Handlers that record their messages, and one that refuses them.
+/// Handlers that record their messages, and one handler that refuses its messages.
 fn remembering(arrived: &Memory) -> Handlers {
     let arrived = arrived.clone();
     Handlers::builder()
@@ -958,7 +958,7 @@ impl Harness for HandlersHarness {
     }
 }
 
-/// The messages alternate between the two routes.
+/// A harness for the router. Its messages alternate between the two routes.
 struct RouterHarness<'a> {
     router: Router,
     broker: RabbitHarness<'a>,

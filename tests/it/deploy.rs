@@ -84,7 +84,7 @@ fn alerts_dashboard_and_runbooks_name_only_documented_series() {
         expressions().iter().flat_map(|asked| spelled_like_series(asked)).collect();
     let unknown: Vec<_> = of_expressions.iter().filter(|word| !is_series(word, &contract)).collect();
     assert!(of_expressions.len() > 25 && unknown.is_empty(), "{unknown:?} of {of_expressions:?}");
-    // These words are names of indexes and of a collection.
+    // These words are names of indexes and of a collection, not of metrics.
     let no_series = ["outbox_available_at", "outbox_dead_at", "outbox_kept"];
     let of_runbooks = spelled_like_series(&read("docs/operations.md"));
     let unknown: Vec<_> = of_runbooks
@@ -192,7 +192,7 @@ fn check_graces(service: &str, given: &BTreeMap<String, String>) {
     }
 }
 
-/// Returns the defaults of one service from the tables that its own tests compare with `--help`.
+/// Returns the defaults of one service from the tables that this service's tests compare with `--help`.
 fn defaults(service: &str) -> BTreeMap<String, String> {
     let text = read("docs/configuration.md");
     let mut defaults = BTreeMap::new();
@@ -296,8 +296,8 @@ fn dashboard_panels_have_rows_and_never_overlap() {
     }
 }
 
-/// Returns the variables of one service, and the required ones among them, from the tables that its own tests compare
-/// with `--help`.
+/// Returns the variables of one service, and the required ones among them, from the tables that this
+/// service's tests compare with `--help`.
 fn variables(service: &str) -> (BTreeSet<String>, BTreeSet<String>) {
     let text = read("docs/configuration.md");
     let sections = text.split("\n## ").filter(|section| {

@@ -1,5 +1,5 @@
-//! Tests unforeseen values: thousands of generated BSON values take the place of an outbox, an entry or a
-//! field of an entry.
+//! Tests unforeseen values: thousands of generated BSON values replace an outbox, an entry or a field of an
+//! entry.
 //!
 //! Every part that reads outboxes processes each value: a load, a save with a message, the rescuer's stream
 //! and sweep, and a worker. A run can be repeated with its seed: `OUTBOX_TEST_SEED=… cargo nextest run --test
@@ -60,7 +60,7 @@ impl Message for Good {
     const TYPE: &'static str = GOOD;
 }
 
-/// Generates values in place of a whole outbox.
+/// Generates values that replace a whole outbox.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn odd_values_as_outbox_are_left_unchanged() {
     let mut generator = Generator::announced(1);
@@ -68,7 +68,8 @@ async fn odd_values_as_outbox_are_left_unchanged() {
     see_through(outboxes).await;
 }
 
-/// Generates elements for an outbox: random values, and elements that are almost entries. One in ten is valid.
+/// Generates elements for an outbox: random values, and elements that are almost entries. One element in ten
+/// is a valid entry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn odd_values_as_entries_spare_their_neighbours() {
     let mut generator = Generator::announced(2);
@@ -309,7 +310,8 @@ impl Waking {
                     }
                 }
                 RescueEvent::SweepDone { full: true, cut_short, .. } => swept |= !cut_short,
-                // The commands of a page are announced in any order.
+                // The commands of a page are announced in any order, so the page counts only when it has
+                // ended.
                 RescueEvent::PageDone { .. } => followed |= found,
                 _ => {}
             }
@@ -425,8 +427,8 @@ impl Node {
     }
 }
 
-/// P6: *a save loses no stored field that its struct doesn't know, at any depth*, with any content; nor does
-/// it restore a removed one.
+/// P6: *a save loses no stored field that its struct doesn't know, at any depth*, with any content; a save
+/// does not restore a removed field either.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn six_hundred_generated_changes_keep_every_unknown_field() {
     let test = TestDatabase::create().await;

@@ -373,7 +373,8 @@ async fn a_delayed_save_does_not_delay_others() {
     bank.test.drop().await;
 }
 
-/// Ten saves wait for a transaction. The driver has only ten connections, and the transaction needs one of them to end.
+/// Ten saves wait for a transaction. The driver has only ten connections, and the transaction needs one of
+/// these connections to commit.
 #[tokio::test]
 async fn delayed_saves_leave_room_for_the_commit() {
     for group_commit in [true, false] {
@@ -456,8 +457,8 @@ async fn the_client_shuts_down_after_batches() {
     bank.test.drop().await;
 }
 
-/// The driver takes sessions from a pool. If one of our sessions were in that pool, later writes would be answered
-/// without being executed.
+/// The driver takes sessions from a pool. If the library's sessions were in that pool, later writes would be
+/// answered without being executed.
 #[tokio::test]
 async fn sessions_of_batches_are_never_the_drivers() {
     let bank = Bank::open().await;

@@ -529,8 +529,8 @@ async fn a_document_near_sixteen_megabytes_is_delivered() {
     test.drop().await;
 }
 
-/// Creates a worker whose claim values are so long that a document stays too large for them, and the collection of its
-/// leases.
+/// Creates a worker whose claims are so long that a nearly full document has no room for them. Returns the
+/// worker and the collection of its leases.
 fn worker_with_long_claims(
     test: &TestDatabase,
     deliver: impl Deliver,
@@ -701,7 +701,8 @@ async fn a_message_for_another_deliverer_is_left_unclaimed() {
     test.drop().await;
 }
 
-/// Handlers are isolated: if one hangs, an attempt is counted, but the other handler gets no message again.
+/// Handlers are isolated: if one hangs, an attempt is counted, but the other handler doesn't get its message
+/// again.
 #[tokio::test]
 async fn a_handler_that_hangs_does_not_repeat_the_other() {
     let test = TestDatabase::create().await;
@@ -1298,7 +1299,8 @@ mod runtimes {
     }
 }
 
-/// There is a minimum lease, as for any claim, because with a shorter one no delivery could end in time.
+/// A lease has a minimum duration, as a claim has, because no delivery could end in time within a shorter
+/// lease.
 #[tokio::test]
 async fn a_full_document_gets_a_long_enough_lease() {
     let test = TestDatabase::create().await;
@@ -1378,7 +1380,8 @@ async fn a_death_under_a_lost_lease_is_not_reported() {
     test.drop().await;
 }
 
-/// A message died while the document had no room to record that. Once there is room, a worker finds the message dead.
+/// A message died while the document had no room to record the death. Once there is room, a worker finds the
+/// message dead.
 #[tokio::test]
 async fn a_dead_message_in_a_large_document_stays() {
     let test = TestDatabase::create().await;
@@ -1529,7 +1532,7 @@ mod fail_point {
         test.drop().await;
     }
 
-    /// If one write of a delivery fails, the outcomes of the others are still known.
+    /// If one write of a delivery fails, the outcomes of the other writes are still known.
     #[tokio::test]
     async fn a_failed_write_hides_no_other_result() {
         let test = TestDatabase::create().await;
@@ -1547,7 +1550,7 @@ mod fail_point {
             client.database(test.database.name()).collection::<Document>("orders"),
             &inline,
         );
-        // The write is tried in two forms.
+        // The fail point acts twice, because the library tries this write in two forms.
         let data = doc! { "failCommands": ["update"], "errorCode": 13, "appName": &name };
         let fail = doc! { "configureFailPoint": "failCommand", "mode": { "times": 2 }, "data": data };
         test.client.database("admin").run_command(fail).await.unwrap();

@@ -222,7 +222,7 @@ async fn wait_for_a_read(test: &TestDatabase) {
     }
 }
 
-/// Makes the primary refuse this program's updates as too large, or stops that.
+/// Makes the primary refuse this program's updates as too large, or accept them again, depending on `mode`.
 async fn refuse_room(test: &TestDatabase, name: &str, mode: &str) {
     let data = doc! { "failCommands": ["update"], "appName": name, "errorCode": 17419 };
     let point = doc! { "configureFailPoint": "failCommand", "mode": mode, "data": data };
@@ -308,8 +308,8 @@ mod outage {
         assert!(ends.is_ok(), "the client does not shut down");
     }
 
-    /// P3: if a claim is written into a document after room was made, the process with an earlier lease on
-    /// the document sees it, even before the majority has that claim.
+    /// P3: a process takes a lease on a document without room for a claim. Then room is made, and a claim is
+    /// written into the document. The process with the lease sees this claim even before the majority has it.
     #[tokio::test]
     async fn a_stalled_majority_hides_no_claim_from_a_lease() {
         set_stalled("off").await;

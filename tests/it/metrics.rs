@@ -220,7 +220,8 @@ async fn documented_series_of_a_receiver_count_its_messages() {
     scene.end().await;
 }
 
-/// P8: fields that a save drops with an unrecognised element are counted.
+/// P8: if a save can't recognise an element of an array, it drops the element's unknown fields, and these
+/// fields are counted.
 #[tokio::test]
 async fn unknown_fields_that_a_save_drops_are_counted() {
     let test = TestDatabase::create().await;

@@ -69,7 +69,7 @@ async fn a_crate_of_the_readmes_lines_prints_what_it_says() {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
 
-    // The id differs each time.
+    // The printed id differs in each run.
     let printed = String::from_utf8(output.stdout).unwrap();
     let (sentence, id) = printed.trim_end().rsplit_once(' ').unwrap();
     let id = ObjectId::parse_str(id).unwrap();

@@ -163,8 +163,8 @@ async fn a_transient_failure_holds_only_its_key() {
     scene.end().await;
 }
 
-/// If no more messages may be held in place, a failing message goes to the delay queue, later messages of its key follow it,
-/// and other messages are handled meanwhile.
+/// A failing message that the receiver must not keep any longer goes to the delay queue. Later messages with
+/// the same key follow it there, and other messages are handled meanwhile.
 #[tokio::test]
 async fn messages_beyond_the_bound_wait_in_the_delay_queue() {
     let scene = Scene::begin().await;
@@ -595,7 +595,7 @@ async fn a_type_with_two_functions_is_refused() {
     scene.flow.end().await;
 }
 
-/// When the active consumer is gone, another one takes over, and order holds.
+/// When the active consumer is gone, another consumer takes over, and the order is kept.
 #[tokio::test]
 async fn one_consumer_at_a_time_keeps_order_across_receivers() {
     let scene = Scene::begin().await;
@@ -636,7 +636,8 @@ async fn a_repeat_after_eviction_has_its_effect_again() {
     scene.end().await;
 }
 
-/// The receiver process that the next tests kill. Run without the environment variable, this test does nothing.
+/// The receiver process that the next tests kill. Without the environment variables that those tests set,
+/// this test does nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_receiver_process_to_be_killed() {
     let Ok(name) = std::env::var(KILLED) else { return };
@@ -916,7 +917,8 @@ mod outage {
         let id = scene.request("a", 1).await;
         // The primary has the save, and the majority doesn't.
         soon("the save", written("a")).await;
-        // Each question takes about a second, in which a premature acknowledgement would arrive.
+        // Each call of `unacknowledged` takes about a second, in which a premature acknowledgement would
+        // arrive.
         for _ in 0..2 {
             assert_eq!(scene.unacknowledged().await, 1);
         }

@@ -139,8 +139,8 @@ async fn saving_only_scheduled_messages_takes_no_capacity() {
     test.drop().await;
 }
 
-/// If another writer's entry arrives in between, the messages are written without a claim, and the scheduled time
-/// stays.
+/// If another writer's entry arrives before the save, the messages are written without a claim, and the
+/// scheduled time stays.
 #[tokio::test]
 async fn a_schedule_survives_an_outbox_filled_meanwhile() {
     let test = TestDatabase::create().await;
@@ -208,7 +208,7 @@ async fn an_overdue_scheduled_message_counts_as_retrying() {
     test.drop().await;
 }
 
-/// The rescuer sends no command for a message that waits for its scheduled time, in any round.
+/// The rescuer sends no command for a scheduled message before its time.
 #[tokio::test]
 async fn a_scheduled_message_is_not_queued_before_its_time() {
     let flow = Flow::begin().await;

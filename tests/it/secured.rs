@@ -238,7 +238,7 @@ async fn secured_services_with_least_privileges_deliver_foreign_pushes() {
     large.insert("fill", "x".repeat((16 << 20) - 20 - bytes));
     shop.database("shop").collection("orders").insert_one(large).await.unwrap();
     assert_eq!(receiver.next().await, ("order.added".into(), json!({ "amount": 3 })));
-    // Batched claims need one more privilege than single ones.
+    // Batched claims need one more privilege than single claims.
     let entry = || doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": 6 } };
     let many = (0..MANY).map(|n| doc! { "_id": format!("o-many-{n}"), "outbox": [entry()] });
     shop.database("shop").collection("orders").insert_many(many).await.unwrap();

@@ -1048,7 +1048,7 @@ async fn values_the_struct_cannot_reread_are_refused() {
     assert!(matches!(error, Error::Unreadable { .. }) && error.to_string().contains("etag"), "{error}");
     assert_eq!(test.orders().count_documents(doc! {}).await.unwrap(), 0);
 
-    // The value decides whether the struct can be read again.
+    // Whether this struct can be read again depends on the value of its field.
     let dated = document_outbox::Store::<Dated>::new(test.orders(), &inline);
     let new = Dated { id: id.clone(), at: Some(1), outbox: outbox() };
     assert!(matches!(dated.insert(new).await.unwrap(), Inserted::Applied(..)));
@@ -1133,8 +1133,8 @@ async fn fields_unknown_to_the_struct_survive_in_arrays() {
     same(&now["lines"], vec![discount.clone(), gift.clone(), doc! { "sku": "c", "qty": 3 }].into());
     same(&now["address"], doc! { "street": "t", "geo": [1, 2] }.into());
 
-    // One line is removed and another is changed in place. Two parcels swap places; parcels are matched by
-    // id, and their lines by the declared key.
+    // One line is removed, and another line is changed but keeps its position. Two parcels swap positions;
+    // parcels are matched by id, and their lines by the declared key.
     let changed = baskets.update(&id, |it| {
         it.lines.remove(0);
         it.parcels.swap(0, 1);

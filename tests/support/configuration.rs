@@ -18,7 +18,7 @@ pub(crate) fn of_help(binary: &str) -> BTreeMap<String, String> {
     bracketed.map(key).collect()
 }
 
-/// Returns variables and defaults from the tables under the headings for both services and for this one.
+/// Returns variables and defaults from the tables under the headings for both services and for `service`.
 pub(crate) fn of_documentation(service: &str) -> BTreeMap<String, String> {
     let text = include_str!("../../docs/configuration.md");
     let sections = text.split("\n## ").filter(|section| {
@@ -34,7 +34,7 @@ pub(crate) fn of_documentation(service: &str) -> BTreeMap<String, String> {
     rows.map(key).collect()
 }
 
-/// Checks that the output of `config sample` or `config schema` equals this file of the repository.
+/// Checks that the output of `config sample` or `config schema` equals `file` in the repository.
 pub(crate) fn assert_is_committed(binary: &str, what: &str, file: &str) {
     let printed = Command::new(binary).args(["config", what]).output().unwrap().stdout;
     let committed = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file)).unwrap();

@@ -49,7 +49,7 @@ impl Flow {
         Self::on(&uri("OUTBOX_RABBITMQ_URI")).await
     }
 
-    /// Sets the flow up on another broker.
+    /// Sets the flow up on the broker at this URI.
     pub async fn on(broker: &str) -> Self {
         let flow = Self::of(TestDatabase::create().await, broker);
         flow.test.database.create_collection("orders").await.unwrap();
@@ -59,7 +59,7 @@ impl Flow {
         flow
     }
 
-    /// Uses existing parts.
+    /// Creates a flow from an existing database and broker, without setting anything up on the servers.
     pub fn of(test: TestDatabase, broker: &str) -> Self {
         Self { test, broker: broker.to_owned(), confirm_timeout: Duration::from_secs(15) }
     }
@@ -370,7 +370,7 @@ impl Receiver {
 pub struct Worker {
     pub running: outbox_dispatcher::Running,
     pub events: Heard<DispatcherEvent>,
-    /// The events of the messages that it delivers.
+    /// The events of the messages that this dispatcher delivers.
     pub messages: Heard<Event>,
 }
 

@@ -93,7 +93,7 @@ impl Generator {
         self.entry_with(&fields).into()
     }
 
-    /// A minimal entry with its own id, except for these fields.
+    /// A minimal entry with a generated id, in which these fields have random values.
     pub fn entry_with(&mut self, fields: &[&str]) -> Document {
         let mut entry = doc! { "id": self.id(), "type": "order.placed", "payload": self.value(2) };
         for field in fields {

@@ -121,7 +121,7 @@ impl TestDatabase {
     }
 }
 
-/// Waits until all messages have left a document, and returns the stored document.
+/// Whether all messages have left the stored document.
 pub fn is_empty(stored: &Document) -> bool {
     stored.get_array("outbox").is_ok_and(Vec::is_empty)
 }

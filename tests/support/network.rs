@@ -110,7 +110,7 @@ impl Network {
         *self.wire.left.lock().unwrap() = Some(bytes);
     }
 
-    /// Withholds everything after this many more bytes from the broker, until released.
+    /// Withholds everything that the broker sends after this many more bytes, until the test releases it.
     pub fn hold_after(&self, bytes: usize) {
         *self.wire.before_hold.lock().unwrap() = Some(bytes);
     }
@@ -156,8 +156,8 @@ impl Network {
         self.wire.hold_is_over.notify_all();
     }
 
-    /// From now on a request that holds these bytes never arrives: its connection is closed with 501, as RabbitMQ does for a
-    /// frame that it can't read.
+    /// From now on a request that contains these bytes never arrives: its connection is closed with 501, as
+    /// RabbitMQ does for a frame that it can't read.
     pub fn poison(&self, bytes: &[u8]) {
         *self.wire.poison.lock().unwrap() = Some(bytes.to_vec());
     }
@@ -234,7 +234,8 @@ impl Wire {
         drop(waited.unwrap());
     }
 
-    /// Writes the bytes before a hold, and returns their number once there is no hold.
+    /// Writes the bytes up to the place where a hold begins, and waits there until the hold is released.
+    /// Returns the number of bytes written.
     fn pass_before_hold(&self, bytes: &[u8], to: &mut TcpStream) -> usize {
         let mut passed = 0;
         let mut before_hold = self.before_hold.lock().unwrap();

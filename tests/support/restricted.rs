@@ -1,4 +1,4 @@
-//! Creates a user of the broker that may only write to some routing keys.
+//! Creates a broker user who has permission to publish only with some routing keys.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
@@ -33,7 +33,7 @@ impl RestrictedUser {
         .await;
     }
 
-    /// Restricts writes at this exchange to routing keys that match.
+    /// Lets the user publish to this exchange only with routing keys that match `pattern`.
     pub async fn may_write(&self, exchange: &str, pattern: &str) {
         self.eval(&format!(
             r#"ok = rabbit_auth_backend_internal:set_topic_permissions(U, <<"/">>, <<"{exchange}">>, <<"{pattern}">>, <<".*">>, <<"test">>)"#

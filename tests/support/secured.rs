@@ -66,7 +66,7 @@ impl Secured {
             .env("RABBITMQ_DIST_PORT", distribution.to_string())
             .envs(rabbitmq_paths(&directory))
             .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1}")
-            // The server replaces the script that starts it.
+            // With this variable, the server's process replaces the script that starts it.
             .env("RUNNING_UNDER_SYSTEMD", "true")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

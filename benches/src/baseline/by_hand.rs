@@ -24,7 +24,8 @@ pub(crate) enum Safety {
     /// Messages have no headers, and an unroutable message counts as delivered.
     Unchecked,
     /// The guarantees of this library: commands can be repeated, each save has its own outcome, no save
-    /// overtakes an undelivered message of its document, and messages are mandatory `CloudEvents`.
+    /// overtakes an undelivered message of its document, and messages are `CloudEvents` published with the
+    /// flag `mandatory`.
     AsSafe,
 }
 
@@ -178,7 +179,8 @@ impl<T: Send + 'static> Stage<T> {
                 loop {
                     let mut batch = Vec::new();
                     let mut waiting = waiting.lock().await;
-                    // The stage yields here, so that tasks woken by the same answers can add their requests.
+                    // The stage yields here, so that other tasks, woken by the answers to an earlier batch,
+                    // can add their requests to this batch.
                     while batch.is_empty() || !waiting.is_empty() {
                         if waiting.recv_many(&mut batch, 1_000).await == 0 {
                             return;
@@ -187,7 +189,7 @@ impl<T: Send + 'static> Stage<T> {
                     }
                     drop(waiting);
                     let (items, done): (Vec<_>, Vec<oneshot::Sender<()>>) = batch.into_iter().unzip();
-                    // If a batch fails, its waiting callers notice that their channels are closed.
+                    // If a batch fails, the callers that wait for it notice that their channels are closed.
                     if let Ok(succeeded) = work(items).await {
                         for (done, succeeded) in done.into_iter().zip(succeeded) {
                             if succeeded {

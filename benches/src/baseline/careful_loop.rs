@@ -86,7 +86,8 @@ impl CarefulLoop {
         self.settle(&documents, published, &me, clock).await
     }
 
-    /// Clears the first messages of these that are confirmed, and releases the others.
+    /// Clears the first message of each document whose message was confirmed, and releases the claims of the
+    /// other documents.
     pub(super) async fn settle(
         &self,
         documents: &[Document],

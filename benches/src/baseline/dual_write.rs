@@ -26,7 +26,7 @@ use crate::{
 /// Number of channels.
 const CHANNELS: usize = 4;
 
-/// Publishes with confirms over a few channels of one connection, shared by all callers.
+/// Publishes with confirms over a few channels of one connection. All callers share the channels.
 #[derive(Clone)]
 pub(crate) struct Confirmed {
     channels: Arc<[Channel]>,

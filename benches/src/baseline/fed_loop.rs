@@ -1,5 +1,6 @@
-//! A loop by hand that does what a dispatcher does, for documents with one message each: it consumes a command for each
-//! document, claims by retryable writes, publishes mandatory `CloudEvents`, clears, and acknowledges.
+//! A loop by hand that does what a dispatcher does, for documents with one message each: it consumes a
+//! command for each document, claims by retryable writes, publishes `CloudEvents` with the flag `mandatory`,
+//! clears, and acknowledges.
 
 use std::{
     sync::{
@@ -58,7 +59,8 @@ impl FedLoop {
             let worker = self.clone();
             workers.push(tokio::spawn(async move { worker.work(commands, clock, count).await }));
         }
-        // The workers' channels close when they are dropped, and the connection after them.
+        // The workers' channels close when the workers are dropped, and the connection closes after its
+        // channels.
         for ended in join_all(workers).await {
             ended??;
         }
@@ -80,7 +82,8 @@ impl FedLoop {
             let found = self.careful.collection.find(named).projection(doc! { "outbox": 1 }).await?;
             self.deliver(found.try_collect().await?, clock).await?;
 
-            // A channel's commands are handled in their order, so all of them are acknowledged up to the last.
+            // The commands of a channel are handled in their order, so a single acknowledgement covers all
+            // commands up to the last one.
             if let Some(last) = taken.last() {
                 last.acker.ack(BasicAckOptions { multiple: true }).await?;
             }

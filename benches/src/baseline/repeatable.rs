@@ -1,6 +1,6 @@
 //! Sends hand-written batches of updates as retryable writes. A command without a clear answer is repeated
 //! with the same transaction number. If some updates matched no document, each update is repeated alone to
-//! find out which updates these were.
+//! find out which ones matched none.
 
 use mongodb::{
     Client, ClientSession, Database,
@@ -19,14 +19,15 @@ pub(super) struct RepeatableUpdates {
     client: Client,
     database: Database,
     collection: String,
-    /// The sessions that no batch is using, each with the number of its last command.
+    /// The sessions that no batch is using, each with the transaction number of its last command.
     idle: Mutex<Vec<(ClientSession, i64)>>,
 }
 
 impl RepeatableUpdates {
     pub(super) async fn new(bed: &Bed, collection: &str) -> Result<Self> {
-        // A dropped session returns to the pool of its client. If the driver used it for a retryable write, the server
-        // would refuse the driver's lower number, so these sessions belong to a client of their own.
+        // A dropped session returns to the pool of its client. If the driver used it for a retryable write,
+        // the server would refuse the driver's lower transaction number, so these sessions belong to a client
+        // of their own.
         let client = Client::with_uri_str(&bed.mongodb_uri).await?;
         Ok(Self {
             database: client.database(bed.name()),

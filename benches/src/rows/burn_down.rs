@@ -134,7 +134,8 @@ async fn burn(bed: &Bed, report: &mut Report, count: usize) -> Result<[Vec<f64>;
     Ok(rates)
 }
 
-/// Stores an entry in a separate field of each document. The outbox can then be filled again from that field at once.
+/// Stores an entry in a separate field of each document. Later updates can then copy the entry from this
+/// field back to the outbox.
 async fn give_spares(collection: &Collection<Document>, count: usize) -> Result<()> {
     for numbers in (0..count).collect::<Vec<_>>().chunks(1_000) {
         let updates: Vec<_> = numbers

@@ -62,7 +62,8 @@ async fn saver(bed: &Bed, mode: Mode, collection: &str) -> Result<Vec<Ours>> {
     Ours::team(bed, &store, 1, DOCUMENTS).await
 }
 
-/// Measures how long a save takes. The other savers save during its pause.
+/// Measures how long a save takes, then waits. The other savers of the row save during the rest of this
+/// saver's pause.
 async fn save_and_pause(saver: &mut impl Saver) -> Result<Duration> {
     let began = Instant::now();
     saver.save(0).await?;

@@ -37,7 +37,7 @@ use crate::{
     stats::{percentile, ratios},
 };
 
-/// Number of changes of each document in the backlog.
+/// How often each document in the backlog is changed.
 const ROUNDS: usize = 10;
 /// Number of documents per second that stay undelivered.
 const LEFT_PER_SECOND: f64 = 100.0;
@@ -210,8 +210,8 @@ async fn now(bed: &Bed) -> Result<Timestamp> {
     Ok(hello.get_timestamp("operationTime")?)
 }
 
-/// Measures how late the commands for undelivered documents are. Each command is due at the time of the save
-/// plus the delay.
+/// Measures how late the commands for undelivered documents are. Each command is due when the rescuer's delay
+/// has passed since the save.
 pub(crate) async fn timeliness(bed: &Bed, report: &mut Report) -> Result<()> {
     let delay = Duration::from_secs(2);
     let count = bed.scale.pick(300, 1_400);
@@ -283,7 +283,7 @@ async fn receive_commands(bed: &Bed, count: usize) -> Result<Vec<(ProcessDocumen
     Ok(received)
 }
 
-/// Waits until the rescuer has saved its first position and its queue exists.
+/// Waits until the rescuer has saved its first position and the commands queue exists.
 async fn is_at_work(bed: &Bed, stream: &str) -> Result<()> {
     let positions = bed.state().collection::<Document>("positions");
     let begun = async {
@@ -303,7 +303,8 @@ async fn is_at_work(bed: &Bed, stream: &str) -> Result<()> {
     tokio::time::timeout(Duration::from_secs(30), begun).await.map_err(|_| "the rescuer does not start")?
 }
 
-/// Measures the memory of two rescuers that read the same changes, which are of documents with undelivered messages.
+/// Measures the memory of two rescuers that read the same changes. The changed documents have undelivered
+/// messages.
 pub(crate) async fn memory(bed: &Bed, report: &mut Report) -> Result<()> {
     let changes = bed.scale.pick(20_000, 100_000);
     let database = bed.client.database(&format!("{}_memory", bed.name()));

@@ -62,7 +62,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Creates the row that compares one side with another.
+/// Creates the row that compares the saves per second of the side `ours` with those of the side `baseline`.
 fn row(sides: &[Side], savers: usize, id: &str, note: &str, (ours, baseline): (&str, &str)) -> Row {
     let (ours, theirs) = (rates_of(sides, ours), rates_of(sides, baseline));
     let plural = if savers == 1 { "" } else { "s" };
@@ -78,7 +78,8 @@ fn rates_of<'a>(sides: &'a [Side], name: &str) -> &'a [f64] {
     }
 }
 
-/// The saves per second of one side, with one value for each block.
+/// One side of the comparison: this library in one of its modes, or a baseline. `rates` has its saves per
+/// second, one value for each block.
 struct Side {
     name: &'static str,
     savers: Savers,

@@ -50,7 +50,7 @@ async fn closed(mut states: watch::Receiver<State>) {
     let _ = states.wait_for(|state| *state == State::Closed).await;
 }
 
-/// The report that the process's probes give.
+/// Reports the worker's status through the probes of the process.
 struct WorkerReport(Status);
 
 impl Report for WorkerReport {

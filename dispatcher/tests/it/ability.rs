@@ -1,4 +1,4 @@
-//! A worker that cannot process commands leaves them to others, and reports that it is not ready.
+//! A worker that cannot process commands leaves commands to other workers, and reports that it is not ready.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::{
     support::{LONG, Recorder, uri},
 };
 
-/// Represents another cluster by another state database, whose collection of positions has another UUID.
+/// Simulates another cluster by using another state database, whose collection of positions has another UUID.
 struct Elsewhere {
     state: String,
     cluster: uuid::Uuid,
@@ -75,8 +75,8 @@ async fn another_clusters_command_is_left_to_its_worker() {
     scene.strike().await;
 }
 
-/// A MongoDB without a collection of positions has no name. There, a missing document shows that the
-/// command is from another cluster.
+/// Without a collection of positions, a worker has no UUID to compare with the UUID in a command. Only the
+/// absence of the command's document shows that the command is from another cluster.
 #[tokio::test]
 async fn a_command_is_not_swallowed_by_an_empty_mongodb() {
     let scene = Scene::set().await;
@@ -139,8 +139,8 @@ async fn a_thousand_forged_commands_delay_no_other() {
             Err(error) => panic!("{error}"),
         }
     }
-    // If the forged commands took room, all of them would have to be requeued before the command of
-    // this cluster.
+    // If forged commands took room, the worker would have to requeue all of them before it could take the
+    // command of its own cluster.
     assert!(put_back < FORGED, "{put_back}");
     worker.running.stop().await;
     here.gone(&scene).await;
@@ -244,8 +244,8 @@ async fn stress_a_worker_with_foreign_commands_alone_stops_taking() {
     scene.strike().await;
 }
 
-/// P5: if one worker's MongoDB can't be reached, or is another cluster's, every command goes to the other
-/// worker.
+/// P5: if one worker's MongoDB can't be reached, or belongs to another cluster, every command goes to the
+/// other worker.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_a_worker_without_its_mongodb_keeps_no_command() {
@@ -258,7 +258,8 @@ async fn stress_a_worker_without_its_mongodb_keeps_no_command() {
         let recorder = Recorder::default();
         let worker = scene.start_at_state(&here.state, recorder.clone());
 
-        // 60 documents with dates, and 60 without, as another program writes them.
+        // 60 documents whose entries have dates, and 60 documents whose entries have none because another
+        // program wrote them.
         for n in 0..60 {
             scene.place(&format!("dated-{n}"), [1]).await;
             let entry = doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": 1i64 } };

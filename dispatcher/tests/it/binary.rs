@@ -271,7 +271,7 @@ async fn a_stop_under_load_loses_and_repeats_no_message() {
             "otherwise the worker was not under load"
         );
     }
-    // The same test at full speed, with the maximum number of messages in flight.
+    // Now the worker is stopped at full speed, with the maximum number of messages in flight.
     let process = Process::start(&scene, &[]);
     receiver.wait(300).await;
     assert!(process.terminate().await);

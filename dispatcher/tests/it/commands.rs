@@ -237,7 +237,7 @@ async fn a_claim_is_taken_over_once_it_expires() {
     scene.command("o-1").await;
     assert!(matches!(worker.left().await, Left::Held(Hold::Claimed(_))));
     assert!(recorder.delivered().is_empty());
-    // The claim expires within the time for which a command is kept, so no second command is needed.
+    // The claim expires while the worker still keeps the command, so no second command is needed.
     orders.update_one(doc! { "_id": "o-1" }, claim(DateTime::now().timestamp_millis() + 500)).await.unwrap();
     scene.command("o-1").await;
     assert_eq!(worker.finished().await, Processed::Done);
@@ -246,7 +246,8 @@ async fn a_claim_is_taken_over_once_it_expires() {
     scene.strike().await;
 }
 
-/// P4: the failing head is retried while the command is kept, in order, and other documents continue.
+/// P4: a document's first message that fails is retried before the later messages, while the command is kept.
+/// Other documents continue.
 #[tokio::test]
 async fn a_failing_head_is_retried_in_order() {
     let scene = Scene::set().await;

@@ -27,7 +27,8 @@ impl Deliver for Killer {
             if amount == 13 {
                 std::process::abort();
             }
-            // A later crash repeats this message: P3 (a).
+            // If the process is killed later, this message is delivered again, as P3 (a) allows; the upsert
+            // records it only once.
             let note = doc! { "$set": { "amount": amount } };
             self.notes.update_one(doc! { "_id": envelope.id.to_string() }, note).upsert(true).await.unwrap();
             answers.push(Outcome::Delivered.into());
@@ -65,7 +66,7 @@ async fn a_message_that_kills_its_process_dies() {
     assert!(matches!(orders.insert(order).await.unwrap(), Inserted::Applied(..)));
     let mut crashes = 0;
     loop {
-        // Every claim of the earlier process has expired.
+        // This update makes every message due again, as if the claims of the killed process had expired.
         let due = doc! { "$set": { "outbox.$[e].available_at": DateTime::from_millis(0) } };
         let living = vec![doc! { "e.id": { "$exists": true }, "e.dead_at": null }];
         test.orders().update_one(doc! { "_id": "o-1" }, due).array_filters(living).await.unwrap();

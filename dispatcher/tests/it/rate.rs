@@ -45,7 +45,7 @@ impl Deliver for Clocked {
     }
 }
 
-/// *At `rate = 500/s` no second exceeds 550.* A slow machine only lowers the number.
+/// *At `rate = 500/s` no second exceeds 550.* On a slow machine, fewer messages are sent in a second.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_backlog_is_delivered_at_the_rate() {
     const MOST: usize = 550;
@@ -96,8 +96,8 @@ async fn a_message_waiting_for_the_rate_is_unclaimed() {
     for entry in waiting {
         assert_eq!(entry.as_document().unwrap().get("claimed_by"), None);
     }
-    // All messages could be delivered within the grace period of 25 s, but the stop must not use the time
-    // for that.
+    // All messages could be delivered within the grace period of 25 s, but the stop must not wait for these
+    // deliveries.
     worker.running.stop().await;
     let given_back = loop {
         match worker.events.recv().await.unwrap() {
@@ -124,8 +124,8 @@ async fn a_low_rate_leaves_no_command_undelivered() {
     scene.strand((0..DOCUMENTS).map(|n| (format!("o-{n}"), 1))).await;
     let mut settings = scene.settings();
     settings.rate = Some(Rate::per_second(20).unwrap());
-    // All messages together take longer than `keep_within`. The messages of the commands that are
-    // taken at a time take much less, so that even a busy machine delivers them in time.
+    // All messages together take longer than `keep_within`. The messages of the commands that the worker
+    // takes together need much less time, so that even a busy machine delivers them in time.
     settings.keep_within = Duration::from_secs(6);
     let mut worker = scene.start_with(Recorder::default(), quick_retry(), settings);
     for _ in 0..DOCUMENTS {

@@ -58,7 +58,7 @@ impl Scene {
         Self::on(&uri("OUTBOX_RABBITMQ_URI")).await
     }
 
-    /// Creates a scene on another broker.
+    /// Creates a scene on the broker at this URI.
     pub(crate) async fn on(broker: &str) -> Self {
         let test = TestDatabase::create().await;
         let name = format!("test-dispatcher-{}", test.database.name());
@@ -201,7 +201,7 @@ impl Scene {
         Worker::start(self.processor(deliver, quick_retry()), amqp, self.settings())
     }
 
-    /// Waits until the message of a new document is delivered.
+    /// Checks that the worker continues: stores a new document, and waits until its message is delivered.
     pub(crate) async fn goes_on(&self, worker: &mut Worker, id: &str) {
         self.place(id, [1]).await;
         self.command(id).await;
@@ -323,7 +323,7 @@ pub(crate) async fn put_back(worker: &mut Worker) -> Left {
         .await
 }
 
-/// A broker by its URI, to which a consumer reconnects at once.
+/// Settings for the broker at this URI, with which a consumer reconnects at once.
 pub(crate) fn eager_amqp(broker: &str) -> AmqpSettings {
     let mut amqp = AmqpSettings::new(broker).unwrap();
     amqp.reconnect_min = Duration::from_millis(20);

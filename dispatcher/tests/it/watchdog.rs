@@ -23,8 +23,8 @@ async fn a_silent_connection_is_replaced() {
     network.swallow(true);
     let lost = until(&worker.running, |status| status.consumer.state != "ready").await;
     assert_eq!(lost.not_ready.len(), 1, "{lost:?}");
-    // Cuts the network, because TCP would eventually deliver the close of the old connection.
-    // Without that close, the broker still delivers to the old consumer.
+    // While the network is cut, the broker can't learn that the old connection was closed, and still delivers
+    // to the old consumer.
     network.cut();
     network.swallow(false);
     scene.goes_on(&mut worker, "after").await;

@@ -1,4 +1,4 @@
-//! The connections that both services have, to MongoDB and RabbitMQ. Their settings are checked by the
+//! The connections to MongoDB and RabbitMQ, which both services need. Their settings are checked by the
 //! libraries that will connect.
 
 use std::time::Duration;

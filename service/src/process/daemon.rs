@@ -27,7 +27,7 @@ use crate::process::{
 ///
 /// # Keys
 /// The table consists of the keys that [`Daemon::keys`] adds and the shell's own keys: `config`,
-/// `http_listen`, `log_format`, `log_filter` and `shutdown_grace`. `read` may read those too.
+/// `http_listen`, `log_format`, `log_filter` and `shutdown_grace`. `read` may read the shell's own keys, too.
 ///
 /// # Errors
 /// Problems of the settings and the output of `--help` are written to the terminal without log formatting;

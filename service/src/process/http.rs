@@ -1,12 +1,12 @@
 //! Probes, metrics and status over HTTP.
 //!
 //! # Flow
-//! A separate thread with its own runtime answers requests, so that it answers even if the daemon's
-//! runtime is stuck, and until the daemon has finished. A connection serves one request and ends
-//! within seconds, and the number of connections is bounded. When all are in use, a new connection
-//! replaces the oldest one that has not sent its request, so that slow clients can't block a probe.
-//! Each connection keeps its place for a moment. Otherwise, clients that reconnect as soon as they
-//! are dropped would replace a probe's connection before the probe's request is read.
+//! A separate thread with its own runtime answers requests, so that it answers even if the daemon's runtime
+//! is stuck, and until the daemon has finished. A connection serves one request and ends within seconds, and
+//! the number of connections is bounded. At the maximum number of connections, a new connection replaces the
+//! oldest one that has not sent its request, so that slow clients can't block a probe. No connection is
+//! replaced in its first tenth of a second. Otherwise, clients that reconnect as soon as they are dropped
+//! would replace a probe's connection before the probe's request is read.
 //!
 //! # Caveats
 //! The server asks for no password and shows no secret. It listens on the local machine unless a setting
@@ -55,7 +55,7 @@ const CONNECTIONS: usize = 32;
 const UNDISTURBED: Duration = Duration::from_millis(100);
 const HEADERS_WITHIN: Duration = Duration::from_secs(5);
 const CONNECTION_WITHIN: Duration = Duration::from_secs(10);
-/// The minimum that hyper accepts.
+/// The maximum size of a request's head, in bytes. Hyper accepts no smaller maximum.
 const LONGEST_HEAD: usize = 8 * 1024;
 /// How long unfinished answers may take when the process stops.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
@@ -140,7 +140,7 @@ impl Server {
     /// Ends the thread. No client can delay this.
     pub(crate) fn stop(self) {
         self.stop.cancel();
-        // This only fails if the thread panicked, which was logged.
+        // `join` fails only if the thread panicked. The panic has already been logged.
         let _ = self.thread.join();
     }
 }
@@ -249,7 +249,8 @@ async fn connection(stream: TcpStream, pages: Arc<Pages>, asked: Arc<AtomicBool>
         .header_read_timeout(HEADERS_WITHIN)
         .max_buf_size(LONGEST_HEAD)
         .serve_connection(TokioIo::new(stream), answer);
-    // Every mistake of a client gets an error as its answer, or ends the connection.
+    // The result is ignored, because the client has already received an error as its answer, or its
+    // connection has ended.
     let _ = timeout(CONNECTION_WITHIN, connection).await;
 }
 

@@ -1,9 +1,9 @@
 //! Writes each record on one line, so that no content of an id, a type or an error text can begin a
 //! new line.
 //!
-//! `tracing-subscriber` escapes most control characters in values, but not line feeds. Readers of a text
-//! log take each line for a record. So any user who may insert documents could forge a record with a line
-//! feed in a document's `_id`.
+//! `tracing-subscriber` escapes most control characters in values, but not line feeds. Readers of a text log
+//! take each line for a record. So any user with permission to insert documents could forge a record with a
+//! line feed in a document's `_id`.
 
 use std::io::{self, Write};
 

@@ -57,8 +57,8 @@ fn parse(text: &str) -> Result<(), Error> {
     }
 }
 
-/// The names, as written, of the options without which the driver would accept the URI. `None` if
-/// leaving options out doesn't help, or if a name could be a part of a password.
+/// The names, as written, of the options without which the driver would accept the URI. Empty if removing a
+/// single option is not enough, or if a name could be a part of a password.
 fn culprits(text: &str) -> Vec<&str> {
     let Some((before, options)) = text.split_once('?') else {
         return Vec::new();

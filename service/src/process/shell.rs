@@ -139,8 +139,8 @@ fn runtime() -> std::io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(cores.min(MOST_THREADS)).enable_all().build()
 }
 
-/// The result of `serve`, or `None` if it ran for longer than the grace period after a stop; and the time
-/// by which everything else has to end.
+/// Returns the result of `serve`, or `None` if `serve` ran for longer than the grace period after a stop.
+/// Also returns the time by which the rest of the process has to end.
 async fn until_stopped<T>(
     serve: impl Future<Output = T>,
     stop: &CancellationToken,

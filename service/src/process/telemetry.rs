@@ -34,8 +34,8 @@ pub enum InitError {
     /// The filter is invalid. The key `log_filter` refuses such a text earlier.
     #[error("the log filter is invalid; correct log_filter")]
     Filter(#[from] ParseError),
-    /// The process already has a subscriber. An embedding application that has its own doesn't call
-    /// [`init`].
+    /// The process already has a subscriber. An embedding application that has its own subscriber must not
+    /// call [`init`].
     #[error("logging is already set up; set it up only once")]
     Twice(#[from] TryInitError),
 }

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 /// A time longer than anything here takes. A test that waits this long has failed.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// What the daemon does once it serves.
+/// The environment variable that selects the daemon's behaviour while it serves.
 const BEHAVIOUR: &str = "TEST_BEHAVIOUR";
 
 /// The last line that was received.

@@ -33,8 +33,8 @@ impl Key {
         self
     }
 
-    /// Names a variable without the prefix `OUTBOX_`, which is read if no flag, `OUTBOX_` variable
-    /// or file sets the key.
+    /// Names an environment variable that does not begin with `OUTBOX_`. The variable is read if no flag,
+    /// `OUTBOX_` variable or file sets the key.
     #[must_use]
     pub fn with_fallback_env(mut self, variable: &'static str) -> Self {
         self.fallback_env = Some(variable);
@@ -111,7 +111,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The kind for an enum whose variants users choose by name.
+    /// The kind of a setting whose value is the name of one of the variants of `T`.
     #[must_use]
     pub fn choice<T: VariantNames>() -> Self {
         Self::Choice(T::VARIANTS)

@@ -229,7 +229,7 @@ impl Resolved {
     pub fn effective(&self) -> String {
         let lines: Vec<_> = self.entries.iter().filter_map(Entry::effective).collect();
 
-        // Long lines would move the sources of all others too far right.
+        // Long lines would move the sources of all other lines too far to the right.
         let widths = lines.iter().map(|(line, _)| line.chars().count());
         let width = widths.filter(|width| *width <= ALIGNED).max().unwrap_or_default();
 

@@ -55,7 +55,8 @@ pub(super) fn literal(kind: &Kind, text: &str) -> String {
     }
 }
 
-/// Quotes a text. A JSON string is also a TOML string, except for one character, which TOML wants escaped.
+/// Quotes a text. A JSON string is also a TOML string, except for one character, which must be escaped in
+/// TOML.
 fn quoted(text: &str) -> String {
     Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }

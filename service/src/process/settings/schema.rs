@@ -12,7 +12,7 @@ const DURATION: &str = "^(\\s*[0-9]+\\s*(nsec|ns|usec|us|msec|ms|seconds?|sec|s|
 /// A database, a dot, and the rest. The exact rules are checked when the file is read.
 const NAMESPACE: &str = "^\\s*[^.,\\s]+\\.[^,]+$";
 
-/// The schema. It requires no key, because each may come from another source.
+/// The schema. It requires no key, because each key may be set by a source other than the file.
 pub(super) fn schema(program: &Program, keys: &[Key]) -> String {
     let properties: Map<String, Value> =
         keys.iter().map(|key| (key.name().to_owned(), property(key))).collect();

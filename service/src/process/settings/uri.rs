@@ -97,7 +97,7 @@ impl Uri {
         }
     }
 
-    /// The value that [`Reader`](super::reader::Reader) returns in place of an invalid one.
+    /// The value that [`Reader`](super::reader::Reader) returns instead of an invalid URI.
     pub(super) fn absent() -> Self {
         Self(String::new())
     }
@@ -169,8 +169,8 @@ fn is_local(host: &str) -> bool {
 
 const MASK: &str = "***";
 
-/// Parameters of either URI that contain no secret, in lower case. All others are masked, even misspelled
-/// ones.
+/// Parameters of MongoDB and AMQP URIs that contain no secret, in lower case. The values of all other
+/// parameters are masked, so a misspelled parameter is masked, too.
 const HARMLESS: [&str; 40] = [
     "appname",
     "auth_mechanism",
