@@ -14,8 +14,8 @@
 //! ```
 //!
 //! # Guarantees
-//! - Every message that is committed and stays undelivered is queued: by the stream, `delay` after
-//!   the save, or by the sweep, once the message is due.
+//! - For every message that is committed and stays undelivered, a command is queued: by the stream, `delay`
+//!   after the save, or by the sweep, once the message is due.
 //! - The saved position is a low-water mark. A crash at any moment may repeat commands, but loses
 //!   none.
 //! - No message is lost if a position is lost, is unreadable, or was saved for other patterns (see

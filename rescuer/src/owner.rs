@@ -33,7 +33,7 @@ use crate::{
     },
 };
 
-/// The end of the sentence "could not …", for reports of a failure.
+/// Reports of a failure use this text as the end of the sentence "could not …".
 pub(crate) const SERVING: &str = "serve the stream";
 /// How long a task may take to end by itself after a stop.
 const LAST_STEPS: Duration = Duration::from_millis(500);

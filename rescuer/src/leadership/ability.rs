@@ -4,7 +4,8 @@
 //! A live connection is not enough: a broker can refuse every command, because a privilege is
 //! missing, or a queue is full or not bound. A rescuer whose commands keep failing for a while
 //! counts as unable to send commands. A standby sends no commands, so it can't notice when the
-//! failures end: after a minute it counts as able again, and takes over if the owner is unable.
+//! failures end: a minute after the last failure it counts as able again, and takes over the stream
+//! if the owner is unable to send.
 
 use std::{
     sync::Arc,

@@ -29,9 +29,9 @@
 //!   a lower epoch.
 //!
 //! # Caveats
-//! If an owner is paused while it sends a command, the command is sent when the process wakes up,
-//! which is harmless. If the server's clock is set ahead, an owner and its successor may both send
-//! until the owner tries to renew its lease; that is harmless too.
+//! If an owner is paused while it sends a command, the command is sent when the process wakes up, which is
+//! harmless. If the server's clock is set ahead, an owner and its successor may both send commands until the
+//! owner tries to renew its lease; duplicate commands are harmless too.
 //!
 //! # Versions
 //! Rescuers of commit 2fcbd23 know neither `term` nor `able`. They leave both fields unchanged, and release a

@@ -2,7 +2,7 @@
 //!
 //! # When commands can't be sent
 //! The owner still reads, counts and renews, so the rescuer continues to report everything for
-//! which it needs no broker. But it gives up the stream at once to a standby that can send
+//! which it needs no broker. But the owner gives up the stream at once to a standby that can send
 //! commands, provided that the owner has had the stream for at least one lease duration. So with an
 //! unstable broker the stream changes hands at most once per lease duration.
 
@@ -22,7 +22,7 @@ use super::{
     watch::{Watch, may_yield},
 };
 
-/// The end of the sentence "could not …", for reports of a failure.
+/// Reports of a failure use this text as the end of the sentence "could not …".
 const RENEWING: &str = "renew the lease";
 
 /// Renews the lease of one term.

@@ -31,7 +31,7 @@ use crate::{
     pauses::Pauses,
 };
 
-/// The end of the sentence "could not …", for reports of a failure.
+/// Reports of a failure use this text as the end of the sentence "could not …".
 const TAKING: &str = "take the stream's lease";
 /// The number of times that a standby reads the lease during its duration.
 const READS: u32 = 15;

@@ -1,10 +1,10 @@
 //! Remembers a bounded number of recently queued documents, so that a stuck document doesn't get a command
 //! in every round.
 //!
-//! If a document's outbox is still in the state in which the document was queued, the document has to wait
-//! for a pause, which doubles each time the document is queued again afterwards. If the outbox has changed
-//! (another head, another claim, another failure), the document counts as new. Forgetting a document only
-//! costs a duplicate command, so documents may be forgotten to bound the memory.
+//! If a document's outbox is still in the state in which the document was queued, the document is queued
+//! again only after a pause, and the pause doubles each time the document is queued again. If the outbox has
+//! changed (another head, another claim, another failure), the document counts as new. Forgetting a document
+//! only costs a duplicate command, so documents may be forgotten to bound the memory.
 //!
 //! # What bounds the queue of commands
 //! The sweep queues only documents that it can remember. If there is no room to remember more, the sweep

@@ -18,7 +18,7 @@ use crate::{
     pauses::Pauses,
 };
 
-/// The end of the sentence "could not …", for reports of a failure.
+/// Reports of a failure use this text as the end of the sentence "could not …".
 const SENDING: &str = "send commands";
 
 /// Sends commands for one leadership term, and remembers their documents.

@@ -39,7 +39,7 @@ use crate::{
     pauses::Pauses,
 };
 
-/// The end of the sentence "could not …", for reports of a failure.
+/// Reports of a failure use this text as the end of the sentence "could not …".
 const SAVING: &str = "save the position";
 /// The time limit for a save. It is longer than the time that the server has to reach the majority.
 const LONGEST_SAVE: Duration = Duration::from_secs(15);

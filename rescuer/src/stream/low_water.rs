@@ -21,7 +21,7 @@ pub struct Page<C, M> {
     pub changes: Vec<C>,
     /// The position behind these changes.
     pub mark: M,
-    /// The next change, if one was read that isn't old enough.
+    /// The first change that was read but isn't old enough, if there is such a change.
     pub next: Option<C>,
 }
 

@@ -9,8 +9,8 @@
 //! ```
 //!
 //! The reader runs in a separate task. A driver's cursor must not be used again after one of its polls was
-//! dropped; so a poll is raced only against the end of the term, after which the cursor is not used. The
-//! reader reads at most one page ahead of the follower, then waits.
+//! dropped; so only the end of the term interrupts a poll, and the cursor is not used after that. The reader
+//! reads at most one page ahead of the follower, then waits.
 
 use std::{
     sync::Arc,
@@ -56,7 +56,7 @@ const REFUSALS: u32 = 3;
 /// lost.
 const FRESH: Duration = Duration::from_mins(10);
 
-/// The end of the sentence "could not …", for reports of a failure.
+/// Reports of a failure use this text as the end of the sentence "could not …".
 const READING: &str = "read the change stream";
 
 /// A position that is no longer usable.

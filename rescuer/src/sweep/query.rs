@@ -9,8 +9,8 @@
 //!   a bulk schedule). A bound after that millisecond would skip entries, and a bound at that millisecond
 //!   would read the same entries forever. A cursor's place in the index is exact, is as cheap for the server
 //!   as a bound, and stays valid when documents are delivered or claimed meanwhile.
-//! - *`$elemMatch`*, because conditions on the path `outbox.available_at` without it could be satisfied by
-//!   two different elements.
+//! - *`$elemMatch`*, because conditions on the plain path `outbox.available_at` could be satisfied by two
+//!   different elements.
 
 use std::{collections::VecDeque, time::Duration};
 

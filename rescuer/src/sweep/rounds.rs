@@ -1,9 +1,9 @@
 //! The sweep, which finds the messages that the change stream missed.
 //!
-//! Every `sweep_interval` the sweep goes through everything that is due in every watched collection:
-//! retries, claims whose holder is gone, scheduled messages, messages whose commands were lost, messages
-//! whose clears were rolled back, and all messages that the stream missed. The sweep runs from the start,
-//! concurrently with the stream, and depends only on the documents.
+//! Every `sweep_interval` the sweep goes through everything that is due in every watched collection: retries,
+//! claims whose holder is gone, scheduled messages, messages whose commands were lost, delivered messages
+//! whose removal from the outbox was rolled back, and all messages that the stream missed. The sweep runs
+//! from the start, concurrently with the stream, and depends only on the documents.
 //!
 //! # A round
 //! A round lists the collections, then reads [a page of each in turn](super::read). The round ends when every
@@ -52,7 +52,7 @@ use crate::{
 /// The minimum time that a round gives to long backlogs, however short the interval is.
 const SHORTEST_ROUND: Duration = Duration::from_secs(1);
 
-/// The end of the sentence "could not …", for reports of a failure.
+/// Reports of a failure use this text as the end of the sentence "could not …".
 const LISTING: &str = "list collections for the sweep";
 
 /// The server's error code if it has dropped the cursor because documents waited for room for too

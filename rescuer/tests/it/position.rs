@@ -309,8 +309,8 @@ async fn a_lost_position_ends_no_other_stream() {
     world.end().await;
 }
 
-/// A token with a time in the future opens a stream without an error, but the stream shows no changes
-/// until then.
+/// A token with a time in the future opens a stream without an error, but the stream shows no changes until
+/// that time.
 #[tokio::test]
 async fn a_position_ahead_of_the_servers_time_is_lost() {
     let world = World::new().await;

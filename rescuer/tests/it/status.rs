@@ -13,7 +13,7 @@ use outbox_rescuer::{Commands, RescueEvent, Role};
 
 use crate::support::*;
 
-/// A recorder for this test's thread, which is where its rescuers run.
+/// A recorder for this test's thread. The test's rescuers run in the same thread.
 fn recorder() -> (PrometheusRecorder, PrometheusHandle) {
     let recorder = PrometheusBuilder::new().build_recorder();
     let handle = recorder.handle();
@@ -179,7 +179,7 @@ async fn each_event_moves_its_series() {
     let age = of(&seen, "outbox_stream_token_age_seconds{stream=default}");
     assert!(age < 60.0, "{age}");
     running.stop().await.unwrap();
-    // A rescuer that doesn't own the stream reports no values for it.
+    // A rescuer that doesn't own the stream reports no values for the stream.
     let after = values(&handle);
     assert_eq!(of(&after, "outbox_lease_owner{stream=default}"), 0.0);
     assert!(of(&after, &format!("outbox_pending_documents{{collection={name}}}")).is_nan());

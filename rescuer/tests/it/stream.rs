@@ -38,7 +38,7 @@ async fn a_foreign_push_waits_for_the_delay() {
     world.end().await;
 }
 
-/// P2 At least once, whatever names, types or bytes are in an `_id`.
+/// P2: each document is queued at least once, whatever names, types or bytes are in its `_id`.
 #[tokio::test]
 async fn every_id_that_the_server_stores_is_queued() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -91,7 +91,7 @@ async fn every_way_of_filling_an_outbox_is_seen() {
 }
 
 /// P5: an entry without a date needs a command when the message before it dies. No sweep would find the entry
-/// soon, and the stream queued nothing for it while that message was claimed.
+/// soon, and the stream queued nothing for the entry while the message before it was claimed.
 #[tokio::test]
 async fn a_death_wakes_the_undated_entries_behind_it() {
     let (world, commands) = (World::new().await, Recorder::new());

@@ -43,7 +43,7 @@ async fn the_first_sweep_finds_older_entries_without_dates_too() {
     world.end().await;
 }
 
-/// P2 At least once, whatever names, types or bytes are in an `_id`.
+/// P2: each document is queued at least once, whatever names, types or bytes are in its `_id`.
 #[tokio::test]
 async fn every_id_that_the_server_stores_is_swept() {
     let (world, commands) = (World::new().await, Recorder::new());
