@@ -18,7 +18,7 @@ const RECV_MANY: (&str, &str) =
 
 const COPIES: [Copy; 7] = [
     Copy { file: "mongo/batching.rs", name: "batching_as_is", replaced: &[RECV_MANY] },
-    // This copy breaks a rule: a batch that ends wakes no task.
+    // This copy breaks a rule: when a batch ends, no waiting task is woken.
     Copy {
         file: "mongo/batching.rs",
         name: "batching",
@@ -51,7 +51,7 @@ const COPIES: [Copy; 7] = [
             self.went.notified().await;",
         )],
     },
-    // This copy breaks a rule: a task leaves its work to any task that uses the lock, even to one that is already at work.
+    // This copy breaks a rule: a task leaves its work to any task that uses the lock, even to a task that is already at work.
     Copy {
         file: "dispatch/document_locks.rs",
         name: "document_locks",

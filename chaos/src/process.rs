@@ -114,7 +114,7 @@ impl Process {
         Ok(Self { name: program.name.clone(), pid, program, state, keeper, orders })
     }
 
-    /// Sends SIGKILL to the process.
+    /// Sends SIGKILL to the process. Returns whether the process existed.
     pub(crate) fn kill(&self) -> bool {
         self.state.kills.lock().push(Instant::now());
         signal(self.pid.load(Ordering::SeqCst), Signal::KILL)

@@ -102,7 +102,7 @@ async fn follow(system: &System, track: &Track, end: Instant) -> Vec<String> {
         let struck = tokio::time::timeout(PATIENCE, planned.fault.strike(system, planned.blow)).await;
         let effect = match struck {
             Ok(Ok(effect)) => effect,
-            // A fault may fail because another fault has taken its target. It then counts as a fault without an effect.
+            // A fault may fail because another fault has taken its target. Such a strike counts as a strike without an effect.
             Ok(Err(error)) => Effect::new("", false, format!("{error:#}")),
             Err(_) => {
                 failures.push(format!("{} took longer than {PATIENCE:?}", planned.fault.name()));

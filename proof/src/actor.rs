@@ -15,12 +15,12 @@ pub type Blow = &'static str;
 /// A process, or a part of the world that changes by itself.
 ///
 /// One step is one thing that others can observe: a write, a message or an answer. All work that a process does in its own memory
-/// between two such things is part of the step of the first.
+/// after such a thing, and before the next one, belongs to the same step.
 pub trait Actor: Clone + Debug + Hash + Send + Sync + 'static {
     /// A step that the actor can take.
     type Step: Debug;
 
-    /// The steps that the actor can take now. The first is the step that it takes when nothing fails.
+    /// The steps that the actor can take now. The first step of the list is the step that the actor takes when nothing fails.
     fn steps(&self, me: Name, world: &World) -> Vec<Self::Step>;
 
     /// Takes a step.

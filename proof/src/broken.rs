@@ -8,8 +8,8 @@ pub enum Broken {
     ClearBeforeConfirm,
     /// The position moves past a change as soon as the change is read.
     PositionSavedOnRead,
-    /// A clear writes the whole outbox as it was read earlier, without the delivered messages. It so removes messages that were
-    /// saved after the read.
+    /// A clear writes the whole outbox as it was read earlier, without the delivered messages. Such a clear also removes messages
+    /// that were saved after the read.
     ClearByReplacing,
     /// A message is published before the majority has its claim. The claim may be part of the save that created the message.
     DispatchBeforeMajority,
@@ -21,8 +21,8 @@ pub enum Broken {
     OwnerWithoutBroker,
     /// If the server's answer to a save is lost, the save is reported as refused, although it may have been executed.
     UnknownIsRefusal,
-    /// A save is reported as refused when the server refuses a repeat of it, although the first try may have been executed: its
-    /// answer is lost.
+    /// A save is reported as refused when the server refuses the second try, although the answer to the first try is lost and the
+    /// server may have executed the first try.
     DoubtForgotten,
     /// A sweep ignores all entries without a date, including those for which a command was already queued.
     UndatedForgotten,
@@ -31,6 +31,6 @@ pub enum Broken {
     /// After a start from a saved position there is only one full sweep. Entries that are younger than the delay at that time are
     /// missed, because no second full sweep finds them later.
     SweptOnce,
-    /// Received messages are not remembered.
+    /// A receiver does not remember which messages it has received.
     NoInbox,
 }

@@ -13,7 +13,7 @@ use crate::{actor::Name, laws::is_drained, state::State, world::Tick};
 /// The maximum number of steps in one tick of a calm run.
 const STEPS_A_TICK: usize = 500;
 
-/// The results of all calm runs, stored for each state that a calm run went through.
+/// The results of all calm runs, stored for each state that a calm run has visited.
 pub struct Calm {
     within: Tick,
     /// By the fingerprint of a state: the number of ticks until everything was delivered, or `None` if this took too long.
@@ -41,7 +41,7 @@ impl Calm {
         self.known.lock().values().copied().flatten().max().unwrap_or(0)
     }
 
-    /// The number of different states that calm runs went through.
+    /// The number of different states that calm runs have visited.
     pub fn states(&self) -> usize {
         self.known.lock().len()
     }

@@ -3,8 +3,9 @@
 //! # Flow
 //! A [scenario](scenario::Scenario) names the documents, the [actors], and the [faults] that may strike, and limits how many
 //! faults strike. The [model](model::OutboxModel) lets every actor take any of its steps in any order, lets time pass between any
-//! two steps, and lets a fault strike at any moment. In each state that the search reaches, the [laws] must hold. They are the
-//! promises P1 to P8 of docs/guarantees.md. From each state, a [calm](calm::Calm) run must deliver everything in bounded time.
+//! two steps, and lets a fault strike at any moment. In each state that the search reaches, the [laws] must hold. The laws are
+//! the promises P1 to P8 of docs/guarantees.md. From each state, a [calm](calm::Calm) run must deliver everything in bounded
+//! time.
 //!
 //! The model itself describes the world: documents that the majority has or does not have yet, a broker that confirms a message
 //! or does not, and memory that is lost. The decisions are made by [`deliverable`](document_outbox::internal::deliverable),
@@ -21,8 +22,8 @@
 //! - The model covers neither the drivers nor sizes and limits. Of all durations it covers only leases and delays.
 //!
 //! # Adding to it
-//! An actor is one file in `actors/`, and a fault is one file in `faults/`. Each file needs its `mod` line. A scenario names the
-//! actors and faults that it uses.
+//! An actor is one file in `actors/`, and a fault is one file in `faults/`. Each file needs a `mod` line in the `mod.rs` of its
+//! folder. A scenario names the actors and faults that it uses.
 
 #![allow(missing_docs, reason = "only this project uses the crate; comments add to the names")]
 

@@ -10,7 +10,7 @@ use crate::{
     world::{Fate, Setting, Tick, World},
 };
 
-/// A part of the world in which the search tries everything that can happen.
+/// A selection of documents, actors and faults, for which the search tries everything that can happen.
 #[derive(Debug)]
 pub struct Scenario {
     pub name: &'static str,
@@ -84,7 +84,7 @@ impl Scenario {
         self
     }
 
-    /// Makes the majority receive each write one step after the primary has executed the write.
+    /// Makes the majority receive each write in a later step than the primary.
     #[must_use]
     pub fn lagging(mut self) -> Self {
         self.setting.is_lagging = true;

@@ -29,7 +29,8 @@ pub fn command(bytes: &[u8]) {
     assert_eq!(again.ok(), Some(command));
 }
 
-/// Reads a document with an outbox of any shape. The deliverers, in each delivery order, and the rescuer must reach a decision.
+/// Reads a document with an outbox of any shape. For each delivery order, the library must decide which messages it delivers, and
+/// the rescuer must decide whether the document needs a command.
 pub fn entry(bytes: &[u8]) {
     let Ok(document) = RawDocument::from_bytes(bytes) else { return };
     let Ok(slots) = read_outbox_of(document) else { return };
@@ -81,7 +82,7 @@ pub fn check_settings(text: &str) -> Result<String, Problems> {
     }
 }
 
-/// The keys that the services share, and two more, so that there is a key of each kind.
+/// The settings keys that the services share, and two other keys, so that the list contains a key of each kind.
 pub fn settings_keys() -> Vec<Key> {
     let mut keys = vec![
         keys::watch(),
@@ -107,7 +108,7 @@ fn without_origins(printed: &str) -> Option<toml::Table> {
     printed.parse().ok()
 }
 
-/// Reads a stored position of any shape. A rescuer that finds a stored position must never behave as at its first start.
+/// Reads a stored position of any shape. A rescuer that finds a stored position must never start as if there were none.
 pub fn position(bytes: &[u8]) {
     let Ok(found) = bson::from_slice::<FoundPosition>(bytes) else { return };
     let here = Here { pipeline: "p".into(), lineage: None, time: Timestamp { time: 1000, increment: 1 } };

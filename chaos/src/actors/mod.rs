@@ -1,4 +1,4 @@
-//! The kinds of processes in a storm. To add one, add a file to this folder and a line to [`ALL`].
+//! The kinds of processes in a storm. To add a kind, add a file to this folder and a line to [`ALL`].
 
 mod application;
 mod dispatcher;

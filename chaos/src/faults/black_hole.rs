@@ -1,5 +1,5 @@
 //! A fault that holds all data between one process and its servers, without an error for either side. When the fault ends, the
-//! data is either passed on late or lost, because the connections are cut.
+//! links either pass the data on or cut the connections, so that the data is lost.
 
 use anyhow::Result;
 use async_trait::async_trait;

@@ -48,7 +48,7 @@ impl Fault for HistoryLost {
             let Some(owner) = owner(system).await else {
                 return Ok(Effect::new("rescuers", false, "no rescuer owns the stream"));
             };
-            // The count that the killed rescuer served is gone, so it is subtracted.
+            // The kill resets the count that this rescuer serves, so the count is subtracted from `before`.
             before -= owner.series(LOSSES).await;
             owner.process.kill();
             let positions = system.state().collection::<Document>("positions");

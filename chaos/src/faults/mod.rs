@@ -1,4 +1,4 @@
-//! The faults of a storm. To add one, add a file to this folder and a line to [`ALL`].
+//! The faults of a storm. To add a fault, add a file to this folder and a line to [`ALL`].
 
 mod binding_removed;
 mod black_hole;

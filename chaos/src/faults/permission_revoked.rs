@@ -1,5 +1,5 @@
-//! A fault that revokes a permission of one process's RabbitMQ user, and grants the permission again later: to write to the
-//! exchange of messages.
+//! A fault that forbids the RabbitMQ user of one process to write to the exchange of messages, and later grants the permission
+//! again.
 
 use std::time::{Duration, Instant};
 

@@ -43,7 +43,7 @@ impl Fault for QueueRemoved {
             Participant::wait_until(Duration::from_secs(5), async || receiver.backlog().await == Some(0))
                 .await;
         let removed = if is_empty {
-            // This leaves time for messages that were routed before the binding was removed to arrive and to be acknowledged.
+            // During this pause, messages that were routed before the binding was removed can still arrive and be acknowledged.
             sleep(Duration::from_secs(2)).await;
             receiver.backlog().await == Some(0) && receiver.delete(&receiver.queue).await.is_ok()
         } else {

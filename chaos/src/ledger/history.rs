@@ -17,7 +17,7 @@ pub(crate) struct History {
     outboxes: HashMap<String, Vec<Bson>>,
 }
 
-/// The state of a message in its outbox from the time `at`. All times are dates of the server, in milliseconds.
+/// The state that a message in an outbox had from the time `at` on. All times are dates of the server, in milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct State {
     pub(super) at: i64,
@@ -25,7 +25,7 @@ pub(super) struct State {
     pub(super) available_at: Option<i64>,
 }
 
-/// A message was published twice: how the claim of the first publish ended before the second publish.
+/// How the claim of the first of two publishes of a message ended before the second publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ClaimEnd {
     /// The claim did not end: both publishes were under the same claim.

@@ -25,7 +25,8 @@ pub(crate) struct Ledger {
 
 struct Entries {
     saves: Vec<Save>,
-    /// The saves that have no outcome yet: the index in `saves`, by the process, its life and the number of the save.
+    /// For each save that has no outcome yet: the index in `saves`. The key is the name of the process, the process id (`life`)
+    /// and the number of the save.
     open: HashMap<(String, u32, u64), usize>,
     receipts: Vec<Receipt>,
     /// For each message that was dead: the times at which the harness replayed the message.

@@ -20,7 +20,7 @@ pub(crate) struct Truth {
     /// The messages that each document sent, by collection and document id.
     pub(crate) documents: HashMap<(String, String), Vec<Uuid>>,
     pub(crate) committed: HashSet<Uuid>,
-    /// Messages that are still in an outbox, including dead ones.
+    /// Messages that are still in an outbox, including dead messages.
     pub(crate) waiting: HashSet<Uuid>,
 }
 

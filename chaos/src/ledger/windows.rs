@@ -11,8 +11,8 @@ use crate::{
     proxy::{Answer, Publish},
 };
 
-/// The windows of promise P3: the situations in which the promise allows a duplicate. The letter before each window is the one in
-/// the promise. `Outside` means that no window explains the duplicate.
+/// The windows of promise P3: the situations in which the promise allows a duplicate. The description of each window begins with
+/// the letter that the promise gives it. `Outside` means that no window explains the duplicate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Window {

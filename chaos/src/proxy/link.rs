@@ -147,7 +147,7 @@ impl Link {
         self.shared.cuts_mid_frame.load(Ordering::SeqCst)
     }
 
-    /// Kills the process before or after the next frame that is of this kind.
+    /// Kills the process before or after (`moment`) the next frame of the kind `point`.
     pub(crate) fn kill_at(&self, point: Point, moment: Moment) {
         *self.shared.deadly.lock() = Some((point, moment));
     }

@@ -15,7 +15,7 @@ pub(crate) enum Moment {
 /// A kind of frame that shows how far a process has come in its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Point {
-    /// A frame with a save with messages, or with a claim.
+    /// A frame that saves a document with messages, or that claims messages.
     SaveOrClaim,
     /// A frame that publishes a message.
     Publish,
@@ -27,7 +27,7 @@ pub(crate) enum Point {
     SendCommand,
     /// A frame that acknowledges a processed command.
     FinishCommand,
-    /// A frame that writes the position of a stream, or its lease.
+    /// A frame that writes the position of a stream or the lease of a stream.
     Position,
 }
 

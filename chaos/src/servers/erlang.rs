@@ -16,8 +16,8 @@ use crate::process::bound_to_us;
 
 /// How long the evaluation of an expression may take.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// The Erlang program of the node: it evaluates each line of input, and prints one line for each, which begins with the number of
-/// the input line.
+/// The Erlang program of the node. Each line of input has a number and an expression. The program evaluates the expression, and
+/// prints a line with the same number and the value.
 const LOOP: &str = r#"
     Loop = fun(Loop) ->
         case io:get_line("") of

@@ -17,10 +17,10 @@ use crate::{
 #[derive(Debug, Clone, Default, Hash)]
 pub struct Rescuer {
     watch: Watch,
-    /// When the lease was last read while standing by.
+    /// When the rescuer last read the lease while standing by.
     read_at: Option<Tick>,
     term: Option<Term>,
-    /// The time before which the rescuer is not started.
+    /// The tick at which the rescuer is started.
     from: Tick,
 }
 

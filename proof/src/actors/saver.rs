@@ -207,7 +207,7 @@ impl Saver {
         self.again = 0;
     }
 
-    /// Reports to the caller that no write happened. The caller then asks again.
+    /// Reports to the caller that no write happened. The caller then asks for the same change again.
     fn refuse(&mut self, save: &Save, world: &mut World) {
         self.phase = SaverPhase::Idle;
         if self.again == 0 {
@@ -323,12 +323,13 @@ impl Actor for Saver {
     }
 }
 
-/// Whether the application may rely on its last write: the majority has it, or the scenario breaks the rule to wait for that.
+/// Whether the application no longer waits until the majority has its last write. In a scenario that breaks the rule to wait, no
+/// application waits.
 fn is_believed(me: Name, world: &World) -> bool {
     world.is_broken(Broken::DispatchBeforeMajority) || world.mongo.last_write(me) != Durability::Pending
 }
 
-/// Executes a save as the server does. If the server has already executed this write, it only repeats its answer.
+/// Executes a save as the server does. If the server has already executed this write, the server only repeats its earlier answer.
 fn execute(data: &mut Data, save: &Save, deferred: Option<&(usize, Held)>, me: Name, now: Tick) -> Answer {
     if data.executed.contains(&(me, save.number)) {
         return Answer::Executed;

@@ -41,7 +41,7 @@ pub enum Fate {
     Impossible,
 }
 
-/// The settings of a scenario, which never change while it runs.
+/// The settings of a scenario. They never change while the scenario runs.
 #[derive(Debug, Clone, Default)]
 pub struct Setting {
     /// The delivery order of each document.
@@ -49,7 +49,7 @@ pub struct Setting {
     /// The fates of the messages. The number of a message's intent is its index in this list. The fate of a message beyond the
     /// end of the list is `Good`.
     pub fates: Vec<Fate>,
-    /// Whether the majority receives each write one step after the primary has executed the write.
+    /// Whether the majority receives each write in a later step than the primary.
     pub is_lagging: bool,
     /// The rule of the design that is broken on purpose.
     pub broken: Option<Broken>,
@@ -63,7 +63,7 @@ pub struct Setting {
     pub last_tick: Tick,
 }
 
-/// Everything except the memory of the actors.
+/// Everything in a state except the memory of the actors.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct World {
     pub now: Tick,

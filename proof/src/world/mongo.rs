@@ -1,8 +1,8 @@
 //! A replica set: the data of its primary, and the data of the majority.
 //!
-//! The primary executes a write at once. The majority has the write one step later. If another primary is elected before that
-//! step, the write is lost, because the new primary begins with the data of the majority. This step happens later if the
-//! secondaries lag.
+//! The primary executes a write at once. If the scenario is lagging, the majority receives the write only in a later step,
+//! otherwise at once. If another primary is elected before that later step, the write is lost, because the new primary begins
+//! with the data of the majority.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -41,7 +41,7 @@ pub enum Durability {
     Durable,
     /// Only the primary has the write.
     Pending,
-    /// Another primary was elected, which doesn't have the write.
+    /// Another primary was elected, and the new primary doesn't have the write.
     RolledBack,
 }
 

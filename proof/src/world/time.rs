@@ -1,4 +1,4 @@
-//! Time in ticks of ten seconds, and its conversion to the types that the code uses.
+//! Time in ticks of ten seconds, and the conversion of ticks to the types that the library and the rescuer use.
 
 use std::{
     sync::OnceLock,

@@ -39,7 +39,7 @@ enum Step {
     Push,
     /// Another program pushes an element that is not an entry.
     PushOdd(Bson),
-    /// Another program removes the first element, whatever it is.
+    /// Another program removes the first element of the outbox, whatever that element is.
     PopFirst,
 }
 

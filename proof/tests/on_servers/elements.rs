@@ -1,5 +1,5 @@
-//! Generates outboxes. The entries are in any state and come from this library or from other writers. Some have unknown fields,
-//! and some elements are not entries.
+//! Generates outboxes. The entries are in any state and come from this library or from other writers. Some entries have unknown
+//! fields, and some elements are not entries.
 
 use document_outbox::internal::{Slot, read_outbox};
 use mongodb::bson::{Bson, DateTime, Document, Uuid, doc};

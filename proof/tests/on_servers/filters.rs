@@ -1,5 +1,5 @@
-//! Compares the rescuer's queries and filters, which the server executes, with the decision of its code whether a document needs
-//! a command. No query or filter may leave out a document that needs a command.
+//! Compares the rescuer's queries and filters, which the server executes, with the rescuer's own decision whether a document
+//! needs a command. No query or filter may leave out a document that needs a command.
 
 use std::collections::BTreeSet;
 

@@ -157,7 +157,8 @@ proptest! {
         for entry in &entries {
             let of: Vec<_> = dates.iter().filter(|(_, ids)| ids.contains(&entry.id)).collect();
             prop_assert_eq!(of.len(), 1);
-            // If a claimed entry was created at or before `now`, the reader's clock counts it as due at once.
+            // If a claimed entry was created at or before `now`, its new date is at or before `now` too, so the entry is due at
+            // once.
             if entry.created_at.is_some_and(|made| made <= at(now)) && entry.claimed_by.is_some() {
                 prop_assert!(of[0].0.is_some_and(|due| due <= at(now)));
             }
