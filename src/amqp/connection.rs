@@ -116,7 +116,8 @@ impl Plan {
         let mut uri = settings.uri.clone();
         let heartbeat = settings.heartbeat.as_secs().clamp(1, u64::from(u16::MAX));
         uri.query.heartbeat.get_or_insert(u16::try_from(heartbeat).unwrap_or(u16::MAX));
-        // The client's own recovery and retries stay off, which is the default, because the supervisor does both.
+        // The client's own recovery and retries stay off, which is the default, because the supervisor recovers and
+        // retries.
         let options = ConnectionProperties::default().with_connection_name(self.name().into());
         let tls = settings.is_encrypted().then(|| self.tls()).transpose()?;
         Connection::connector(

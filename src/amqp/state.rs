@@ -11,7 +11,7 @@ use tokio::sync::watch;
 pub enum State {
     /// The first connection is being made.
     Connecting,
-    /// Connected, and the topology is in place.
+    /// Connected, and the topology has been applied.
     Ready,
     /// Connected, but the consumer is paused, see [`Consumer::pause`](super::Consumer::pause).
     Paused,

@@ -12,7 +12,8 @@ use crate::amqp::trouble::{Trouble, broker_said, code_of, short};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::EnumString, strum::VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum TopologyMode {
-    /// Declare missing exchanges, queues and bindings. Existing ones must have the same arguments.
+    /// Declare missing exchanges, queues and bindings. Exchanges and queues that already exist must have the same
+    /// arguments.
     #[default]
     Declare,
     /// Declare nothing, but don't become ready while an exchange or a queue is missing. Bindings and arguments are not

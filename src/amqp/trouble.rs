@@ -66,7 +66,7 @@ pub(super) fn code_of(error: &lapin::Error) -> Option<u16> {
     }
 }
 
-/// Returns the broker's error text if there is one, otherwise the client's.
+/// Returns the broker's error text if there is one, otherwise the client's text.
 pub(super) fn broker_said(error: &lapin::Error) -> String {
     match error.kind() {
         ErrorKind::ProtocolError(error) => format!("{} {}", error.get_id(), error.get_message()),

@@ -342,7 +342,7 @@ mod tests {
         serde_json::from_slice(&command.to_json()).unwrap()
     }
 
-    /// Decodes the body as an older reader does, without the field that such a reader doesn't know.
+    /// Decodes the body as an older reader does, without the field `key`, which such a reader doesn't know.
     fn read_by_a_reader_of_before(
         command: &ProcessDocumentMessages,
     ) -> Result<ProcessDocumentMessages, CommandError> {

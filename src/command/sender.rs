@@ -28,7 +28,7 @@ pub struct CommandSender {
     exchange: String,
 }
 
-/// Why a command was not sent, or may not have been sent.
+/// Why a command was not sent, or was possibly not sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SendFailure {
     /// No queue is bound to the exchange for commands.

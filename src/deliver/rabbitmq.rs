@@ -127,8 +127,9 @@ pub struct RabbitMq {
     nacked: Nacked,
 }
 
-/// Recently refused messages, each with the number of attempts counted before. The broker may have refused a message
-/// for one queue and put it into the others, so a message is not published again before the next attempt.
+/// Recently refused messages, each with the number of attempts that were counted before the refusal. The broker may
+/// have refused a message for one queue and put it into the others, so a message is not published again before the next
+/// attempt.
 #[derive(Debug, Clone, Default)]
 struct Nacked(Arc<Mutex<HashMap<(Uuid, i64), Instant>>>);
 

@@ -22,8 +22,8 @@ use crate::{
 
 /// The interval at which, during a stop, the deliverer is asked whether it is still available.
 const ASK_EVERY: Duration = Duration::from_millis(50);
-/// The deadline given to the deliverer, as a fraction of the remaining time, so that it can answer just before its
-/// future is dropped.
+/// The deadline given to the deliverer, as a fraction of the remaining time, so that the deliverer can answer just
+/// before its future is dropped.
 const DEADLINE: f64 = 0.95;
 
 impl Processor {

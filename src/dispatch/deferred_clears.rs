@@ -71,7 +71,8 @@ struct QueueState {
     deferred: HashMap<u64, Deferred>,
     /// The numbers of the waiting messages, by document.
     waiting: HashMap<Key, u64>,
-    /// The times at which deferred messages are due, in order. Some of the messages may be gone or taken by now.
+    /// The times at which deferred messages are due, in order. Some of the messages may have been removed, or taken by
+    /// a save, in the meantime.
     due: VecDeque<DueClear>,
     /// Number of messages in `due`.
     messages: usize,

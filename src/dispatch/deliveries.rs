@@ -336,7 +336,7 @@ impl SaveDelivery {
         }
     }
 
-    /// Returns the outcome of the save's messages, from this process's own results, or otherwise from the stored
+    /// Returns the outcomes of the save's messages. An outcome that this process doesn't know is read from the stored
     /// document.
     async fn settled(&self) -> Settled {
         let processor = &self.deliveries.processor;

@@ -74,7 +74,7 @@ impl DocumentLocks {
         self.lock().contains_key(&document.map_key())
     }
 
-    /// Takes the document without waiting for other tasks. Tasks that come later wait for this one.
+    /// Takes the document without waiting for other tasks. Tasks that come later wait for this task.
     pub fn beside(&self, document: &DocumentRef) -> DocumentLock {
         let key = document.map_key();
         let mut documents = self.lock();

@@ -1,11 +1,12 @@
 //! The inline dispatcher delivers messages right after the save, in the process that saved them.
 //!
 //! # Flow
-//! A save first asks for a *seat*. If the save gets a seat, and its own filter proves that the outbox is empty, the new
-//! entries are *born claimed*: they are written with the claim under which they are delivered, and published without
-//! another write. If the filter can't prove that the outbox is empty, the entries are written without a claim, and the
-//! inline dispatcher claims them as any other dispatcher would. If the save gets no seat (all are taken, the broker is
-//! unavailable, or the dispatcher is closing or switched off), the messages wait in the document for the rescuer.
+//! A save first asks for a *seat*, the right to have its messages delivered in this process. If the save gets a seat,
+//! and its own filter proves that the outbox is empty, the new entries are *born claimed*: they are written with the
+//! claim under which they are delivered, and published without another write. If the filter can't prove that the outbox
+//! is empty, the entries are written without a claim, and the inline dispatcher claims them as any other dispatcher
+//! would. If the save gets no seat (all are taken, the broker is unavailable, or the dispatcher is closing or switched
+//! off), the messages wait in the document for the rescuer.
 //!
 //! # Guarantees
 //! A save never fails because of delivery. The number of seats limits the messages in flight; messages without a seat
@@ -56,8 +57,8 @@ pub enum Mode {
     Await,
     /// Like [`Await`](Self::Await), but the save returns as soon as the broker or the handlers have confirmed its
     /// messages. The clear is still in progress at that time; if the next save of the document finds messages that
-    /// aren't cleared yet, it removes them. A save with more than 16 messages, or with scheduled messages, still waits
-    /// for the clear.
+    /// aren't cleared yet, that save removes them. A save with more than 16 messages, or with scheduled messages, still
+    /// waits for the clear.
     ///
     /// If the process ends without [`close`](InlineDispatcher::close), messages that were already confirmed may be
     /// repeated.

@@ -1,4 +1,4 @@
-//! Reports what happens to messages. Every log line, count and event about messages comes from this one place.
+//! Reports what happens to messages. Every log line, count and event about messages comes from this module.
 
 use std::sync::Arc;
 
@@ -133,8 +133,8 @@ impl Reporter {
     }
 }
 
-/// The time from which a claimed message could have been delivered. A scheduled time is known only until the first
-/// failure.
+/// The time from which a claimed message could have been delivered. A message's scheduled time is known only until its
+/// first failure, because the time of the next attempt replaces it.
 fn due_since(entry: &Entry) -> Option<DateTime> {
     let scheduled = entry.available_at.filter(|_| entry.claimed_by.is_none() && entry.attempts == 0);
     entry.created_at.map(|created_at| scheduled.map_or(created_at, |at| at.max(created_at)))

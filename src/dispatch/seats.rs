@@ -1,4 +1,4 @@
-//! Seats limit the number of saves whose messages are in delivery at once, and the memory of those messages.
+//! Seats limit the number of saves whose messages are in delivery at once, and the memory that these messages use.
 //!
 //! # Guarantees
 //! - A save that has a seat also has room for its messages. No save waits for a seat or for room.

@@ -36,8 +36,8 @@ use crate::{
     },
 };
 
-/// Maximum size of the messages of an unordered document that are delivered concurrently. It is limited because each
-/// message is copied for its delivery.
+/// Maximum size of the messages of an unordered document that are delivered concurrently. The size is limited because
+/// each message is copied for its delivery.
 const WINDOW_BYTES: usize = 4 << 20;
 
 /// When delivered messages are cleared.

@@ -7,8 +7,8 @@
 //! are in flight at a time; if one of them takes long, another batch is sent anyway.
 //!
 //! # Caveats
-//! The task ends with the runtime on which the batcher was started. Requests that are still queued at that time get no
-//! answer, and their callers notice that.
+//! The task that sends batches ends with the runtime on which the batcher was started. Requests that are still queued
+//! at that time get no answer, and their callers notice that.
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -135,8 +135,9 @@ async fn run<Q, A, S>(
     }
 }
 
-/// Adds the requests that are already queued, and those of tasks that are about to run. Without this, when one batch
-/// wakes many tasks together, the first task would get a batch of its own and all others would wait for that batch.
+/// Adds the requests that are already queued, and the requests of tasks that are about to run. Without these additions,
+/// when one batch wakes many tasks together, the first task would get a batch of its own and all others would wait for
+/// that batch.
 async fn recv_more<T>(queue: &mut mpsc::Receiver<T>, taken: &mut Vec<T>, most: usize) {
     let mut before = 0;
     while taken.len() > before && taken.len() < most {
@@ -243,7 +244,7 @@ impl Batches {
                 }
             };
 
-            // The next iteration finds out whether a permit was freed or its time is over.
+            // The next iteration finds out whether a batch has ended, or no longer prevents other batches.
             let _ = timeout_at(overtaken, freed).await;
         }
     }

@@ -96,8 +96,8 @@ impl Clears {
             return outcome;
         }
 
-        // The sending runtime has ended, but this runtime has not, so send the clear from here. It can be repeated any
-        // number of times.
+        // The sending runtime has ended, but this runtime has not, so send the clear from here. A clear can be repeated
+        // any number of times.
         self.sender.send_one(ClearRequest::of(delivered)).await
     }
 

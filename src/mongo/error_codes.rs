@@ -1,7 +1,7 @@
 //! Classifies MongoDB errors by their meaning for a write.
 //!
 //! A write that ends in an error has either certainly not happened, or may have happened. The caller's next step
-//! depends on this difference, so errors are classified in this one place, by the table below.
+//! depends on this difference, so errors are classified only in this module, by the table below.
 //!
 //! | error | counts as |
 //! |---|---|

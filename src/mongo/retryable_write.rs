@@ -13,9 +13,9 @@
 //! - The answer "nothing was written" is given only if a statement was never sent, or if a clear reply states that it
 //!   was not executed. If the whole command is refused, an earlier try may still have been executed.
 //! - A statement without a clear answer by its deadline counts as unknown.
-//! - A document that is locked, for example by an open transaction, doesn't delay others. After one second on the
-//!   server, the statements are sent one by one, and statements on locked documents are sent last. No connection is
-//!   held between tries.
+//! - A document that is locked, for example by an open transaction, doesn't delay others. Once a command has taken one
+//!   second on the server, its statements are sent one by one, and statements on locked documents are sent last. No
+//!   connection is held between tries.
 //!
 //! # Caveats
 //! Replies from mongos have no optime, so the command is repeated with a longer wait for the majority.

@@ -50,8 +50,8 @@ pub(crate) fn ask(
 }
 
 impl WriteWaiter {
-    /// Waits for the reported outcome. If no outcome is reported, returns the one that follows from whether the write
-    /// was sent.
+    /// Waits for the reported outcome. If no outcome is reported, returns the outcome that follows from whether the
+    /// write was sent.
     pub(crate) async fn outcome(self) -> WriteOutcome {
         let why = match timeout_at(self.deadline, self.answered).await {
             Ok(Ok(outcome)) => return outcome,

@@ -82,7 +82,7 @@ pub enum Event {
     },
     /// A claim expired or was taken over while its holder was still delivering. If only a batched clear of several
     /// documents detects this, the loss is counted but no event is published, because the server doesn't report which
-    /// claim it was.
+    /// claim was lost.
     ClaimLost {
         /// The document.
         document: DocumentRef,

@@ -190,7 +190,7 @@ impl HealthRecord {
     }
 
     /// Records that the destination is unavailable, and starts waiting until it is available again. `gone` is cancelled
-    /// with the processor.
+    /// when the last clone of the processor is dropped.
     pub(crate) fn circuit_opened(self: &Arc<Self>, deliver: &Arc<dyn Deliver>, gone: CancellationToken) {
         {
             let mut state = self.lock();

@@ -48,8 +48,8 @@ pub struct Consumer {
 impl Consumer {
     /// Starts connecting in the background and returns at once.
     ///
-    /// At most `prefetch` deliveries are unsettled at a time; 0 means no limit. `tag` is the name of the consumer that
-    /// the broker shows.
+    /// At most `prefetch` deliveries are unsettled at a time; 0 means no limit. `tag` is the consumer's name as shown
+    /// by the broker.
     ///
     /// # Panics
     /// Panics outside a Tokio runtime.

@@ -38,14 +38,14 @@ pub struct Delivery {
     pub timestamp: Option<u64>,
     /// The exchange that the message was published to.
     pub exchange: String,
-    /// The routing key the message was published with.
+    /// The routing key that the message was published with.
     pub routing_key: String,
     /// Whether the message may have been delivered before.
     pub redelivered: bool,
     held: Held,
 }
 
-/// The right to settle one delivery, once, on its connection.
+/// The right to settle a delivery once, on the connection that the delivery came from.
 pub(super) struct Held {
     pub(super) acker: Option<Acker>,
     pub(super) gone: CancellationToken,

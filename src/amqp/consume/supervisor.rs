@@ -135,7 +135,7 @@ impl Supervised for ConsumeSupervisor {
 }
 
 impl ConsumeSupervisor {
-    /// Waits for one event and reacts to it. Returns an error if the connection is lost or no longer needed.
+    /// Waits for one event and reacts to it. Returns an error if this connection must no longer be used.
     async fn step(&mut self, link: &mut Link, served: &mut ServedConnection) -> Result<(), End> {
         let takes = !served.stopped;
 

@@ -49,7 +49,8 @@ impl Closing {
         sleep_until(Instant::now() + self.left()).await;
     }
 
-    /// Completes when closing must stop waiting for this window, because the time is over or no caller waits any more.
+    /// Completes when closing must stop waiting for this window, because the deadline has passed or no caller waits for
+    /// an answer any more.
     pub(super) async fn overdue_for(&self, items: &[Item]) {
         self.asked.cancelled().await;
         while !self.left().is_zero() && !items.iter().all(Item::is_abandoned) {

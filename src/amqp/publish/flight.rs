@@ -66,9 +66,9 @@ impl WindowOutcome {
                 }));
             }
             Err(error) => {
-                // Prefer the broker's error to "invalid state", and the error of the channel to that of the connection.
-                // The broker ends the connection too if the client sent more on the closed channel, so the channel's
-                // error is the cause.
+                // Prefer the broker's error to the client's error "invalid state", and the channel's error to the
+                // connection's error. If the client sent more on a closed channel, the broker ends the connection too,
+                // so the channel's error is the cause.
                 let failure = Failure::of(&error);
                 let better = match &self.failure {
                     None => true,

@@ -52,9 +52,9 @@ pub enum Published {
         /// The broker's reply code and text.
         reason: String,
     },
-    /// The message can never be published in its present form. If possible this is decided before sending, because the
-    /// broker would close the channel or connection that all messages share. Only the broker can decide about a body
-    /// over its own limit.
+    /// The message can never be published in its present form. If possible, the publisher decides this before sending,
+    /// because the broker would close the channel or connection that all messages share. Only the broker can decide
+    /// whether a body exceeds the broker's own limit.
     Refused {
         /// The reason, as a sentence.
         reason: String,

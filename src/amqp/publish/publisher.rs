@@ -80,7 +80,7 @@ impl Publisher {
         let closing = Closing::default();
         let refusals = Arc::new(Refusals::default());
 
-        // The quarantine has its own connection, so that a refused message doesn't end this one.
+        // The quarantine has its own connection, so that a refused message doesn't end the publisher's main connection.
         let apart = Arc::new(Plan { role: "suspects", ..(*plan).clone() });
         let supervisor = PublishSupervisor {
             quarantine: Quarantine::start(apart, refusals.clone(), broken),

@@ -86,7 +86,7 @@ impl Quarantine {
         let _ = self.suspects.send(suspect);
     }
 
-    /// Finishes the messages in the quarantine, within this time.
+    /// Finishes the messages in the quarantine, within the time `patience`.
     pub(super) async fn finish(&mut self, patience: Duration) {
         let (nobody, _) = mpsc::unbounded_channel();
         self.suspects = nobody;

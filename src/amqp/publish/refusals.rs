@@ -137,7 +137,7 @@ impl Refusals {
         None
     }
 
-    /// Removes the refusals of similar messages, because RabbitMQ has accepted this one.
+    /// Removes the refusals of similar messages, because RabbitMQ has accepted this message.
     pub(super) fn lift(&self, publication: &Publication) {
         self.lock().retain(|subject, _| !subject.covers(publication));
     }

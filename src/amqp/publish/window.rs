@@ -1,9 +1,9 @@
 //! Derives the outcome of each message of a window from the broker's answers, which may arrive in any order.
 //!
 //! The broker answers an unroutable message twice: it returns the message and then acknowledges it. The client attaches
-//! a returned message to whichever confirm completes next, which may belong to another message. So outcomes are derived
-//! only after every confirm of the window has arrived or was given up, returned messages are matched by message id
-//! alone, and the next window starts only after that.
+//! a returned message to whichever confirm completes next, which may belong to another message. So the outcomes are
+//! derived, and the next window starts, only after every confirm of the window has arrived or was given up. Returned
+//! messages are matched by message id alone.
 
 use std::collections::HashMap;
 
@@ -31,7 +31,7 @@ pub struct Returned {
     pub text: String,
 }
 
-/// Returns the outcome of each message. `ids` are unique, and `answers` are in the same order. `failure` says why
+/// Returns the outcome of each message. `ids` are unique, and `answers` are in the order of `ids`. `failure` says why
 /// answers are missing, if any are.
 pub fn judge(ids: &[&str], answers: &[Confirm], returns: &[Returned], failure: &str) -> Vec<Published> {
     let returned: HashMap<&str, &Returned> =
