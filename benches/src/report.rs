@@ -33,7 +33,7 @@ pub(crate) struct Row {
     pub(crate) goal: Goal,
     pub(crate) unit: &'static str,
     pub(crate) value: Spread,
-    /// The values behind the result.
+    /// The measured values from which the result was calculated, or other details of the measurement.
     pub(crate) detail: String,
 }
 

@@ -33,7 +33,7 @@ use uuid::Uuid;
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// The time limit of every wait, so that a test fails with a message instead of hanging.
+/// Limits the time of `work`, so that a test fails with a message instead of hanging.
 async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(LONG, work).await.unwrap_or_else(|_| panic!("{what}: not within {LONG:?}"))
 }

@@ -570,7 +570,7 @@ mod fail_point {
         bank.test.drop().await;
     }
 
-    /// A clear that is interrupted repeatedly, as during a slow failover.
+    /// MongoDB interrupts the clear repeatedly, as during a slow failover.
     #[tokio::test]
     async fn a_clear_is_tried_while_its_claim_holds() {
         let recorder = crate::support::Recorder::held();

@@ -856,8 +856,8 @@ async fn closing_may_take_forever() {
     test.drop().await;
 }
 
-/// While the broker is blocked, messages in flight get no answer, and messages whose delivery has not begun are also
-/// released.
+/// While the broker is blocked, messages in flight get no answer. They are released, and so are the messages
+/// whose delivery has not begun.
 #[tokio::test]
 async fn closing_releases_everything_during_an_outage() {
     let test = TestDatabase::create().await;
@@ -875,7 +875,7 @@ async fn closing_releases_everything_during_an_outage() {
     test.drop().await;
 }
 
-/// Delivered messages cannot be cleared: MongoDB no longer answers.
+/// Delivered messages cannot be cleared, because MongoDB no longer answers.
 #[tokio::test]
 async fn closing_ends_while_mongodb_is_silent() {
     let test = TestDatabase::create().await;
@@ -1327,7 +1327,8 @@ async fn a_full_document_gets_a_long_enough_lease() {
     test.drop().await;
 }
 
-/// A lease and a claim in the document don't exclude each other, so a lease is not taken if any claim would fit.
+/// A lease and a claim in the document don't exclude each other, so a worker takes no lease if the document
+/// has room for any claim, even a shorter one.
 #[tokio::test]
 async fn a_shorter_claim_comes_before_a_lease() {
     let test = TestDatabase::create().await;
@@ -1483,7 +1484,7 @@ async fn a_message_pushed_twice_fails_as_one() {
     test.drop().await;
 }
 
-/// Pushes an entry as a foreign writer does.
+/// An entry with only the fields that a foreign writer has to push.
 fn entry(amount: i64) -> Document {
     doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": amount } }
 }
@@ -1496,7 +1497,8 @@ mod fail_point {
     #[tokio::test]
     async fn a_crash_before_the_clear_repeats_messages_once() {
         let test = TestDatabase::create().await;
-        // The server refuses the updates of this client by its name, so the clear never takes effect.
+        // The fail point makes the server refuse the updates of clients with this name, so the clear never
+        // takes effect.
         let name = format!("dying-{}", uuid::Uuid::now_v7().simple());
         let mut options = mongodb::options::ClientOptions::parse(uri("OUTBOX_MONGODB_URI")).await.unwrap();
         options.app_name = Some(name.clone());

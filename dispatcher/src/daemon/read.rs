@@ -7,7 +7,8 @@ use outbox_service::{Connections, Reader, host_name};
 
 use crate::settings::DispatcherSettings;
 
-/// The name of the connections. The processor's name consists of this name, the host and the process.
+/// The name of the connections. The name of the processor consists of this name, the name of the host and the
+/// id of the process.
 pub(super) const NAME: &str = "outbox-dispatcher";
 /// The worker's part of the grace period; the rest is for closing the connections.
 const GRACE_OF_THE_WORKER: f64 = 0.9;

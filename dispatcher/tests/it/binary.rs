@@ -238,7 +238,7 @@ async fn one_dispatcher_continues_when_another_is_killed() {
     one_of_two_is_killed(200, 4, "--claim-lease=2s").await;
 }
 
-/// P3 (a): a backlog of 4,500 messages, with the default number of messages in flight.
+/// P3 (a), for a backlog of 4,500 messages, with the default number of messages in flight.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_a_killed_dispatcher_repeats_no_more_than_its_bound() {

@@ -1,8 +1,8 @@
 //! Keeps the gauges that can disappear, which are those with the label `collection`.
 //!
-//! A collection can be dropped, and with patterns in `watch` there can be thousands of collections in a
-//! day. The exporter keeps every recorded value until the process ends. So these gauges are kept here
-//! instead. A gauge that is set to NaN, because it wasn't counted or its collection is gone, is omitted
+//! A collection can be dropped, and with patterns in `watch` there can be thousands of collections in a day.
+//! The exporter keeps every recorded value until the process ends. So these gauges are kept here instead. A
+//! gauge that is set to NaN, because its value wasn't counted or its collection no longer exists, is omitted
 //! from the output and dropped.
 
 use std::{

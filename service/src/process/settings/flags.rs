@@ -16,7 +16,7 @@ use super::{
 };
 use crate::suggestion::did_you_mean;
 
-/// The request on the command line.
+/// The result of parsing the command line: settings, or a text to print.
 pub(super) enum Parsed {
     Given(Given),
     /// `--help` or `--version`.

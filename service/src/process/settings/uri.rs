@@ -129,8 +129,8 @@ fn split_authority(rest: &str) -> (&str, &str) {
 }
 
 /// Whether the `@` in `tail` ends a user name and password whose beginning was cut off by a special
-/// character, so that the apparent port is the beginning of the password. The value of an option may
-/// contain an `@`.
+/// character, so that the apparent port is the beginning of the password. An `@` in the value of a harmless
+/// option is not such an `@`.
 fn is_cut_off(hosts: &str, tail: &str) -> bool {
     let (path, options) = tail.split_once('?').unwrap_or((tail, ""));
     if path.contains('@') {
