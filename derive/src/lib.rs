@@ -1,6 +1,7 @@
 //! The derive macros of `document-outbox`: [`Aggregate`](macro@Aggregate) and [`Message`](macro@Message).
 //!
-//! `document-outbox` re-exports them with its default feature `derive`, so depend on that crate and not on this one.
+//! `document-outbox` re-exports them with its default feature `derive`, so depend on `document-outbox` and not on this
+//! crate.
 //!
 //! # Flow
 //! Each macro reads its own helper attribute and serde's attributes, because serde decides what is stored. Each mistake
@@ -36,7 +37,7 @@ use syn::{DeriveInput, Error, parse_macro_input};
 ///
 /// | key | says |
 /// |---|---|
-/// | `outbox` | this is the outbox, although its type has another name |
+/// | `outbox` | the field is the outbox, although its type has another name |
 /// | `renamed` | `#[serde(alias = "…")]` is safe here: no running process writes the old name any more |
 ///
 /// # Errors

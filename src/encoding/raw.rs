@@ -16,8 +16,8 @@ pub(crate) fn fields(document: &RawDocument) -> Result<Vec<(&str, RawBsonRef<'_>
     Ok(fields)
 }
 
-/// Returns the fields of a document by name. If several have the same name, the first is used. The value is `None` if
-/// it can't be read.
+/// Returns the fields of a document by name. If several fields have the same name, the first of them is used. The value
+/// is `None` if it can't be read.
 pub(crate) fn fields_by_name(document: &RawDocument) -> HashMap<&str, Option<RawBsonRef<'_>>> {
     let mut fields = HashMap::new();
     for element in document.iter_elements().flatten() {
@@ -32,7 +32,7 @@ pub(crate) fn items(array: &RawArray) -> Result<Vec<RawBsonRef<'_>>, CodecError>
     array.into_iter().map(|item| item.map_err(CodecError::new)).collect()
 }
 
-/// Converts a raw value to an owned one.
+/// Converts a raw value to an owned value.
 pub(crate) fn owned(value: RawBsonRef<'_>) -> Result<Bson, CodecError> {
     Bson::try_from(value).map_err(CodecError::new)
 }

@@ -1,4 +1,4 @@
-//! Messages that wait for something unavailable. While there is such a message, no others are taken.
+//! Messages that wait for something unavailable. While there is such a message, no other messages are taken.
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;

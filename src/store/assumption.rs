@@ -1,4 +1,4 @@
-//! Decides whether a save may assume that the outbox is empty even though entries were counted in it.
+//! Decides whether a save may assume that the outbox is empty, although entries were counted in the outbox.
 
 /// Number of wrong assumptions after which the pause between assumptions stops growing.
 const MOST_WRONG: u32 = 6;

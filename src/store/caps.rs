@@ -78,7 +78,7 @@ impl Caps {
         Ok((payload, bytes))
     }
 
-    /// Checks that the new entries fit into the outbox in addition to the entries already there.
+    /// Checks that the new entries fit into the outbox in addition to the entries that the outbox already has.
     pub(super) fn check_entries(
         &self,
         document: &DocumentRef,
@@ -172,7 +172,7 @@ fn string_bytes(text: &str) -> usize {
     5 + text.len()
 }
 
-/// Number of digits in this array index, which is the length of its field name.
+/// Number of digits in this array index. In BSON, the digits are the field name of the element.
 fn digits(place: usize) -> usize {
     place.checked_ilog10().map_or(1, |log| log as usize + 1)
 }

@@ -72,7 +72,7 @@ pub enum Error {
         /// The limit.
         cap: usize,
     },
-    /// A payload is nested deeper than its cap.
+    /// A payload is nested deeper than its cap allows.
     #[error("message `{message_type}`: the payload is nested deeper than {cap} levels")]
     NestedTooDeep {
         /// The message's type.
@@ -86,7 +86,7 @@ pub enum Error {
         /// The refused type.
         message_type: String,
     },
-    /// The document would be larger than its cap, or than the server accepts.
+    /// The document would be larger than its cap allows, or larger than the server accepts.
     #[error("{document} would have {bytes} bytes with its outbox, but the cap is {cap}")]
     DocumentTooLarge {
         /// The document.
@@ -136,7 +136,7 @@ pub enum Error {
         /// The field.
         field: String,
     },
-    /// The aggregate's `_id`, or a field of its shard key, was changed after it was loaded.
+    /// The aggregate's `_id`, or a field of its shard key, was changed after the load.
     #[error(
         "{document}: `{field}` was {was} when it was loaded and is {is} now; insert a new document instead"
     )]
@@ -150,7 +150,7 @@ pub enum Error {
         /// The field's value now.
         is: String,
     },
-    /// The aggregate's encoding has no `_id`, so MongoDB would generate one that the aggregate doesn't know.
+    /// The aggregate's encoding has no `_id`, so MongoDB would generate an `_id` that the aggregate doesn't know.
     #[error(
         "the aggregate's `id()` is {id}, but its encoding has no `_id`, so nothing was written: mark the id field `#[serde(rename = \"_id\")]`; if the id is an `Option`, set it before the insert"
     )]

@@ -38,7 +38,7 @@ pub(super) struct Draft {
     bytes: usize,
 }
 
-/// Whether the stored outbox is empty. New entries can be written with a claim only if it is.
+/// Whether the stored outbox is empty. New entries can be written with a claim only into an empty outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Emptiness {
     /// As far as is known, the outbox is empty.

@@ -33,7 +33,7 @@ pub fn encode<M: Serialize>(message: &M) -> Result<Bson, CodecError> {
     message.serialize(ValueWriter::new())
 }
 
-/// Decodes a message that is stored in either form.
+/// Decodes a message that is stored in the human-readable or in the compact form.
 pub(crate) fn decode<M: DeserializeOwned>(payload: &Bson) -> Result<M, CodecError> {
     let error = match M::deserialize(ValueReader::new(payload, Uuids::AsStored)) {
         Ok(message) => return Ok(message),

@@ -118,7 +118,7 @@ impl Serializer for ValueWriter {
     fn serialize_f32(self, number: f32) -> Result<Bson, CodecError> {
         let exact = f64::from(number);
         let shortest = number.to_string().parse().unwrap_or(exact);
-        // When the number is read back and rounded to 32 bits, it must be the same.
+        // When the decimal is read back and rounded to 32 bits, the result must equal the original number.
         let same = shortest as f32 == number;
         Ok(Bson::Double(if same { shortest } else { exact }))
     }

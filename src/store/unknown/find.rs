@@ -67,7 +67,7 @@ fn inside_document(
     }
 
     let known = raw::fields_by_name(known);
-    // If the struct writes a field that isn't stored, it may have read an unknown field under another name.
+    // If the struct writes a field that isn't stored, the struct may have read an unknown field under another name.
     let has_more = {
         let stored = raw::fields_by_name(stored);
         known.keys().any(|name| !stored.contains_key(name))
