@@ -49,7 +49,7 @@ impl Aggregate for Order {
 }
 
 impl Order {
-    /// Creates an order of about this many bytes.
+    /// Creates an order of about `bytes` bytes.
     pub(crate) fn new(id: String, bytes: usize) -> Self {
         let line = |n: usize| Line {
             sku: format!("SKU-{n:08}"),
@@ -67,7 +67,7 @@ impl Order {
         Changed { order: self.id.clone(), total: self.total, at, note: "n".repeat(120) }
     }
 
-    /// Changes the order and sends this many messages.
+    /// Changes the order and sends `messages` messages.
     pub(crate) fn send(&mut self, at: i64, messages: usize) {
         let message = self.change(at);
         for _ in 0..messages {

@@ -19,7 +19,7 @@ use crate::stops::Stops;
 /// How a pass ended.
 #[derive(Debug)]
 pub enum PassOutcome {
-    /// The pass ended by itself, or was interrupted.
+    /// The pass ran to its end, or was interrupted by a stop or by its time limit.
     Ended(Processed),
     /// A request to MongoDB failed.
     Failed(Error),

@@ -71,7 +71,7 @@ impl Waiting {
     }
 }
 
-/// The pause for a command that the broker has already delivered this many times.
+/// The pause for a command that the broker has already delivered `delivery_count` times.
 pub(crate) fn pause(delivery_count: u32) -> Duration {
     // Pauses of 256 s and more are shortened to the longest pause anyway.
     let doublings = delivery_count.saturating_sub(SHORT_TIMES - 1).min(8);

@@ -140,7 +140,7 @@ impl Saves {
         Self { made, stop, task }
     }
 
-    /// Waits until this many more saves were made.
+    /// Waits until `more` further saves were made.
     async fn made(&self, more: usize) {
         let mut made = self.made.clone();
         let enough = *made.borrow_and_update() + more;
@@ -155,8 +155,8 @@ impl Saves {
     }
 }
 
-/// A deleted exchange is declared again (the broker closes the channel with 404). Messages that failed in between are
-/// retried.
+/// A deleted exchange is declared again (the broker closes the channel with 404). Messages that failed before
+/// the exchange was declared again are retried.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_channel_closed_by_the_broker_loses_no_message() {
     let retry = short_retry().with(|retry| retry.max_attempts = 10_000);

@@ -260,7 +260,8 @@ pub(crate) async fn contend(
         }
     };
     join_all((0..savers).map(saver)).await;
-    // Deliver foreign messages that no later save follows. In production, the rescuer finds them.
+    // Deliver messages of foreign writers that no later save has delivered. In production, the rescuer finds
+    // these messages.
     for document in 0..documents {
         orders.update(&format!("o-{document}"), |order| order.add(-1)).await.unwrap();
     }

@@ -1349,7 +1349,7 @@ async fn a_shorter_claim_comes_before_a_lease() {
     test.drop().await;
 }
 
-/// A result is ignored if another process has taken the lease in the meantime.
+/// A result is ignored if another process has taken the lease before the result is recorded.
 #[tokio::test]
 async fn a_death_under_a_lost_lease_is_not_reported() {
     let test = TestDatabase::create().await;

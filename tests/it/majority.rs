@@ -268,7 +268,7 @@ mod outage {
         let shown = document(&test, "phantom");
 
         loaded.add(2);
-        // The first save is sent alone, and the others follow together.
+        // The first save is sent alone, and the other saves follow in a batch.
         let crowd = crowd.iter_mut().map(|one| orders.save(one));
         let (saved, crowd, claimed, phantom) = tokio::join!(
             orders.save(&mut loaded),

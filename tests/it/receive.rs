@@ -164,7 +164,7 @@ async fn a_transient_failure_holds_only_its_key() {
 }
 
 /// A failing message that the receiver must not keep any longer goes to the delay queue. Later messages with
-/// the same key follow it there, and other messages are handled meanwhile.
+/// the same key follow it there, and messages with other keys are handled while these wait.
 #[tokio::test]
 async fn messages_beyond_the_bound_wait_in_the_delay_queue() {
     let scene = Scene::begin().await;
@@ -457,7 +457,7 @@ async fn a_stop_finishes_the_message_in_progress_and_returns_others() {
         let returned = |event: &ReceiverEvent| matches!(event, ReceiverEvent::Returned(_)).then_some(());
         events.wait("the others to return", returned).await;
     }
-    // The queue has the other messages again while the first is still being handled.
+    // The other messages are in the queue again while the first message is still being handled.
     let returned = async { while scene.ready_in(&scene.queue()).await < 2 {} };
     soon("the queue to have the other messages", returned).await;
     gate.add_permits(1);

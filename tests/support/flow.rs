@@ -351,7 +351,7 @@ impl Receiver {
         self.received.borrow().clone()
     }
 
-    /// Waits until this many messages were received.
+    /// Waits until `count` messages were received.
     pub async fn wait(&self, count: usize) -> Vec<Received> {
         self.wait_until(&format!("{count} messages"), |received| received.len() >= count).await
     }

@@ -208,7 +208,7 @@ impl Recorder {
         self.state.gate.forget_permits(usize::MAX);
     }
 
-    /// Releases the answers of this many messages.
+    /// Releases the answers of `count` messages.
     pub fn let_through(&self, count: usize) {
         self.state.gate.add_permits(count);
     }
@@ -231,12 +231,12 @@ impl Recorder {
         self.delivered().iter().map(|envelope| envelope.decode::<Added>().unwrap().amount).collect()
     }
 
-    /// Waits until this many messages were delivered.
+    /// Waits until `count` messages were delivered.
     pub async fn wait_delivered(&self, count: usize) -> Vec<Envelope> {
         wait_for(self.state.delivered.subscribe(), count).await
     }
 
-    /// Waits until this many tries have begun.
+    /// Waits until `count` tries have begun.
     pub async fn wait_tried(&self, count: usize) -> Vec<Envelope> {
         wait_for(self.state.tried.subscribe(), count).await
     }

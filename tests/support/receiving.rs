@@ -228,7 +228,7 @@ pub struct Working {
 }
 
 impl Working {
-    /// Waits until this many messages were applied.
+    /// Waits until `count` messages were applied.
     pub async fn applied(&mut self, count: usize) {
         let mut applied = 0;
         let wanted = |event: &ReceiverEvent| {

@@ -43,7 +43,7 @@ impl FedLoop {
         Ok(Self { careful: careful.clone(), claims, handled: Arc::default() })
     }
 
-    /// Runs until this many commands are handled.
+    /// Runs until `count` commands are handled.
     pub(crate) async fn run(&self, bed: &Bed, count: usize) -> Result<()> {
         let clock = Clock::ask(&self.careful.database).await?;
         let connection = bed.connect().await?;

@@ -155,8 +155,8 @@ impl Backlog {
     }
 }
 
-/// Measures the time from the start of a rescuer until it has processed this many changes. With zero changes, the time
-/// ends when the rescuer's change stream is open.
+/// Measures the time from the start of a rescuer until it has processed `changes` changes. With zero changes,
+/// the time ends when the rescuer's change stream is open.
 async fn run(settings: &Settings, bed: &Bed, changes: usize) -> Result<Duration> {
     let client = Client::with_uri_str(&bed.mongodb_uri).await?;
     let commands = Arc::new(CountedCommands::default());

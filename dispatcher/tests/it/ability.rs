@@ -52,8 +52,8 @@ async fn nowhere() -> Client {
     Client::with_options(options).unwrap()
 }
 
-/// P5: a worker of another cluster keeps a command only for a moment, and then the command reaches the worker of
-/// the right cluster.
+/// P5: a worker of another cluster keeps a command only for a short pause, and then the command reaches the
+/// worker of the right cluster.
 #[tokio::test]
 async fn another_clusters_command_is_left_to_its_worker() {
     let scene = Scene::set().await;
@@ -232,7 +232,7 @@ async fn stress_a_worker_with_foreign_commands_alone_stops_taking() {
     for _ in 0..20 {
         assert_eq!(right.finished().await, Processed::Done);
     }
-    // The worker retries by itself, and takes the first command from its own cluster.
+    // The worker takes one command per minute as a test. Now this is a command from its own cluster.
     scene.place("own", [1]).await;
     right.running.stop().await;
     scene.send("own", there.cluster).await;

@@ -108,7 +108,7 @@ impl Receiver {
         Self { received }
     }
 
-    /// Waits until this many different messages have arrived, and returns all messages, including repeats.
+    /// Waits until `different` distinct messages have arrived, and returns all messages, including repeats.
     async fn wait(&self, different: usize) -> Vec<(String, String, i64)> {
         let mut received = self.received.clone();
         let ids =
@@ -199,8 +199,8 @@ async fn one_of_two_is_killed(documents_each: i64, concurrency: usize, lease: &s
     let scene = Scene::set().await;
     let receiver = Receiver::start(&scene).await;
     let claims = claims(&scene).await;
-    // There is no rescuer, so the other dispatcher must have room to keep all commands of the dead one,
-    // for longer than the dead one's claims last.
+    // There is no rescuer, so the remaining dispatcher must have room to keep all commands of the killed
+    // dispatcher for longer than the killed dispatcher's claims last.
     let (prefetch, concurrency) =
         (format!("--prefetch={}", 4 * concurrency), format!("--concurrency={concurrency}"));
     let arguments = [prefetch.as_str(), concurrency.as_str(), "--hold-within=1m", lease];

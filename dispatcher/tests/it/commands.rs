@@ -389,7 +389,7 @@ async fn a_broker_worker_leaves_entries_for_handlers_alone() {
     scene.strike().await;
 }
 
-/// Handlers are isolated, also over several processes: a failing handler neither stops the others nor
+/// Handlers are isolated, also over several processes: a failing handler neither stops the other handlers nor
 /// makes them run again.
 #[tokio::test]
 async fn a_handler_is_not_repeated_for_anothers_failure() {

@@ -1,5 +1,5 @@
-//! The connections to MongoDB and RabbitMQ, which both services need. Their settings are checked by the
-//! libraries that will connect.
+//! The connections to MongoDB and RabbitMQ, which both services need. The MongoDB driver and the AMQP client
+//! check the settings before anything connects.
 
 use std::time::Duration;
 
