@@ -55,8 +55,8 @@ impl ConsumerHistory {
         let mut standing = self.lock();
         let name = name(state);
 
-        // This loop reads a state only after a change, and may miss states in between. So if the
-        // consumer is ready at two consecutive readings, it was rebuilt between them.
+        // This loop reads a state only after a change, and may miss states that last only briefly. So if the
+        // consumer is ready at two consecutive readings, it was rebuilt between these readings.
         let before = std::mem::replace(&mut standing.state, name);
         if before != name || name == "ready" {
             standing.since = DateTime::now();

@@ -681,7 +681,7 @@ mod outage {
         if patience > WRITE_TIMEOUT { hurry(saves).await } else { saves.await }
     }
 
-    /// The time limit of a save. The driver's default timeout is the same.
+    /// The time limit of a save. The driver's default timeout has the same length.
     const WRITE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
 
     #[tokio::test]

@@ -70,8 +70,8 @@ async fn set_stalled(mode: &str) -> Vec<(Database, i64)> {
     secondaries
 }
 
-/// Keeps both secondaries behind by a given time until this value is dropped. They still vote, so the majority is
-/// late.
+/// Keeps both secondaries behind by a given time until this value is dropped. The secondaries still vote, so
+/// the majority acknowledges writes late.
 struct LateMajority;
 
 impl LateMajority {

@@ -371,7 +371,7 @@ async fn a_workers_outcomes_are_counted() {
         ("outbox_deliveries_total{path=dispatcher,result=transient}", 2.0),
         ("outbox_deliveries_total{path=dispatcher,result=permanent}", 1.0),
         ("outbox_deliveries_total{path=dispatcher,result=unavailable}", 1.0),
-        // The age of a foreign entry is not known.
+        // The age of an entry from a foreign writer is not known.
         ("outbox_delivery_lag_seconds{path=dispatcher}", 1.0),
         ("outbox_dead_total{reason=attempts_exhausted}", 1.0),
         ("outbox_dead_total{reason=permanent}", 1.0),

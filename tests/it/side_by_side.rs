@@ -88,7 +88,8 @@ async fn ids_of_every_type_find_exactly_their_document() {
     test.drop().await;
 }
 
-/// MongoDB treats 1 and 1.0 as the same `_id`, so a command with the other number type must find the document.
+/// MongoDB treats equal numbers of different types as the same `_id`, so a command with a 64-bit id must find
+/// the document with the equal 32-bit `_id`.
 #[tokio::test]
 async fn an_id_of_another_number_type_finds_its_document() {
     let test = TestDatabase::create().await;

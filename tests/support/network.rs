@@ -31,7 +31,7 @@ struct Wire {
     swallowing: AtomicBool,
     /// The connection is cut after the broker has sent this many more bytes.
     left: Mutex<Option<usize>>,
-    /// Answers wait after the broker has sent this many more bytes.
+    /// The broker's answers are withheld after the broker has sent this many more bytes.
     before_hold: Mutex<Option<usize>>,
     released: Condvar,
     /// The delay of each answer.

@@ -32,13 +32,13 @@ fn variable(name: &str) -> String {
         .unwrap_or_else(|_| panic!("{name} is not set: eval \"$(scripts/services env)\" first"))
 }
 
-/// A user on both servers, with its own names for databases and exchanges.
+/// A user of MongoDB and RabbitMQ, with its own names for databases and exchanges.
 pub(crate) struct World {
     pub(crate) name: String,
     pub(crate) client: Client,
     pub(crate) outside: lapin::Channel,
     _connection: lapin::Connection,
-    /// The secret in both URIs.
+    /// The password in the URIs of MongoDB and RabbitMQ.
     pub(crate) password: String,
     /// The secret in every payload.
     pub(crate) payload: String,

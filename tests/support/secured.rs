@@ -28,7 +28,7 @@ use crate::support::LONG;
 
 /// The password of every user; it must not appear in any log.
 pub const PASSWORD: &str = "hunter2-of-the-tests";
-/// The user with all permissions on both servers.
+/// The user with all permissions on MongoDB and RabbitMQ.
 pub const ADMIN: &str = "admin";
 /// The virtual host with the permissions and the topology of rabbitmq-verify.json; `/` has those of rabbitmq-declare.json.
 pub const VERIFIED: &str = "verified";

@@ -394,7 +394,7 @@ fn silent_clients_keep_no_probe_waiting() {
     let silent: Vec<TcpStream> = (0..32).map(|_| TcpStream::connect(address).unwrap()).collect();
     assert_answers(address, "/livez", 200, "alive\n");
 
-    // Only the oldest connection was closed to make room; the others were not closed by a timeout.
+    // Only the oldest connection was closed to make room; the other connections were not closed by a timeout.
     let is_open = |mut client: &TcpStream| {
         client.set_nonblocking(true).unwrap();
         client.read(&mut [0; 1]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)

@@ -67,7 +67,7 @@ fn item_of(item: &Value) -> Result<&str, String> {
     }
 }
 
-/// The line and the column, both from 1, of a byte offset.
+/// The line and the column of a byte offset, both counted from 1.
 fn position(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
