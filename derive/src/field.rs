@@ -99,7 +99,7 @@ impl<'a> Field<'a> {
             let key = &skip.key;
             problems.add(
                 skip.span,
-                format!("`{key}` on the id: without an `_id`, MongoDB creates an unknown one; remove it"),
+                format!("`{key}` on the id: if a save leaves out `_id`, MongoDB makes one that the program does not know; remove `{key}`"),
             );
         }
         if self.names.read != ID {

@@ -97,7 +97,7 @@ impl InlineBuilder {
         self
     }
 
-    /// Sets the prefix of every claim's value, which is shown to operators. Default: the process id.
+    /// Sets the prefix of every claim's value. Operators see this prefix in stored entries. Default: the process id.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.settings.name = name.into();
         self

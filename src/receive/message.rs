@@ -39,7 +39,7 @@ pub(super) const DEAD_AT: &str = "outbox-dead-at";
 pub(super) const DEAD_QUEUE: &str = "outbox-dead-queue";
 pub(super) const OWN: [&str; 7] = [DELAYS, ROUTED_BY, SENT_TO, DEAD_REASON, DEAD_ERROR, DEAD_AT, DEAD_QUEUE];
 
-/// The longest part of a content type that an error quotes.
+/// Maximum length of a content type in an error.
 const LONGEST_QUOTED: usize = 80;
 
 /// A message as it was received. Its `Debug` output doesn't show the body.

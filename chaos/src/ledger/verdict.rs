@@ -170,8 +170,8 @@ fn judge_duplicates(seen: &Evidence<'_>, verdict: &mut Verdict) {
         for pair in publishes.windows(2) {
             windows.extend(window(&message, &pair[0], &pair[1], seen));
         }
-        // All copies of a message count for one window: the worst that explains any of its copies, or `Outside` if no window
-        // applies.
+        // All copies of a message are counted under one window: the worst window that explains any of the copies, or
+        // `Outside` if no window explains a copy.
         let worst = windows.iter().max().copied().unwrap_or(Window::Outside);
         *verdict.duplicates.entry(worst).or_default() += copies - 1;
         let shown: Vec<_> = publishes.iter().map(|publish| shown(publish, seen)).collect();

@@ -19,8 +19,8 @@ use crate::{
 };
 
 /// Records when each confirmed message was sent, rather than when it was confirmed or consumed.
-/// Messages that were published one by one may be confirmed or consumed together after a pause of
-/// the broker or the consumer, which the limiter does not cause.
+/// After a pause that is not caused by the limiter, the broker may confirm, or the consumer may receive, several
+/// messages together that were published one by one.
 struct Clocked {
     rabbitmq: RabbitMq,
     confirmed: watch::Sender<Vec<Instant>>,

@@ -323,8 +323,8 @@ impl Actor for Saver {
     }
 }
 
-/// Whether the application no longer waits until the majority has its last write. In a scenario that breaks the rule to wait, no
-/// application waits.
+/// Whether the application has finished waiting for its last write to reach the majority. In a scenario that breaks the rule that
+/// an application must wait, no application waits.
 fn is_believed(me: Name, world: &World) -> bool {
     world.is_broken(Broken::DispatchBeforeMajority) || world.mongo.last_write(me) != Durability::Pending
 }

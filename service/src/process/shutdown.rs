@@ -16,7 +16,7 @@ const ONE_SIGNAL: Duration = Duration::from_secs(1);
 /// Signals within a second of the first count as the same request: a terminal signals the whole process
 /// group, and a wrapper in that group also forwards its own signal.
 ///
-/// Must be called within a Tokio runtime. On Windows, Ctrl-C replaces both signals.
+/// Must be called within a Tokio runtime. On Windows, the only such request is Ctrl-C.
 ///
 /// # Errors
 /// If the operating system refuses to deliver the signals.
