@@ -44,7 +44,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
             writes.push(replace(&raw, stored).await?);
             tokio::time::sleep(Duration::from_millis(3)).await;
 
-            // Send an update that is not awaited, like a clear, and the next write right after it.
+            // Send an update without awaiting it, as a clear is sent. Then send the next write at once.
             let began = Instant::now();
             let cleared = doc! { "$inc": { "cleared": 1 } };
             let waits_for_nothing = WriteConcern::nodes(1);

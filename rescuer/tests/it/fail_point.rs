@@ -70,8 +70,8 @@ async fn a_lost_history_leads_to_a_full_sweep() {
     for code in [286, 280, 260, 136, 10334] {
         let (world, commands) = (World::new().await, Recorder::new());
         let orders = world.indexed_orders().await;
-        // A delay so long that the stream cannot find the message, and that the loss happens while a
-        // change is held.
+        // With this delay, the rescuer still holds the change when the position is lost, so the stream
+        // never finds the message.
         let settings = world.settings().with(|settings| settings.delay = Duration::from_hours(1));
         let mut running = world.started(&commands, settings).await;
         orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();

@@ -238,7 +238,7 @@ async fn a_full_round_with_failed_commands_is_repeated() {
     let orders = world.indexed_orders().await;
     commands.away.store(true, Ordering::SeqCst);
     orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
-    // The second full sweep of a first start is far in the future.
+    // After its first start, a rescuer makes two full sweeps. With this delay the second is far away.
     let settings = sweeping(&world).with(|settings| settings.delay = DELAY * 600);
     let mut running = world.start(&commands, settings).await;
     for _ in 0..2 {
