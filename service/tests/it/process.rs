@@ -495,7 +495,7 @@ fn metrics_are_prometheus_text_with_wide_buckets() {
     let answer = get(address, "/metrics");
     assert!(answer.head.contains("content-type: text/plain; version=0.0.4"), "{}", answer.head);
     for line in [
-        "# HELP outbox_build_info The running version; always 1.",
+        "# HELP outbox_build_info Always 1; the labels give the running service and version.",
         "# TYPE outbox_build_info gauge",
         r#"outbox_build_info{service="outbox-test",version="1.2.3"} 1"#,
         "# TYPE outbox_test_total counter",

@@ -293,7 +293,7 @@ fn a_key_read_otherwise_is_a_defect() {
     assert_eq!((as_text.as_str(), too_narrow, undeclared), ("", 0, false));
     let problems = reader.finish(()).unwrap_err();
     assert_eq!(problems.0.len(), 3);
-    assert!(lines(&problems).iter().all(|line| line.contains("a defect of this program")), "{problems}");
+    assert!(lines(&problems).iter().all(|line| line.contains("a defect of the program")), "{problems}");
 }
 
 #[test]
