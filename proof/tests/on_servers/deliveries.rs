@@ -126,7 +126,8 @@ impl Case {
             let rules = Rules { now, ordering: self.ordering, limit: 100, serves: &|via| via.is_none() };
             let plan = deliverable(&slots, rules);
             if let Some(crashed) = plan.crashed {
-                let error = format!("{} claims ended without an answer", crashed.claims - crashed.attempts);
+                let error =
+                    format!("{} claims expired without an outcome", crashed.claims - crashed.attempts);
                 array.die(crashed.id, "crashed", &error);
                 continue;
             }

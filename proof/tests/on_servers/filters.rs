@@ -51,8 +51,12 @@ async fn the_sweep_asks_for_every_document_it_would_rescue() {
             assert!(asked.contains(&id), "{head:?} of {outbox:#?}");
         }
         assert!(!verdict.undated || without_date.contains(&id), "{outbox:#?}");
-        let has_living =
-            outbox.iter().filter_map(Bson::as_document).any(|entry| !entry.contains_key("dead_at"));
+        // MongoDB also searches an array inside the outbox, so the sweep may ask for such a document for nothing.
+        let has_living = outbox.iter().any(|element| match element {
+            Bson::Document(entry) => !entry.contains_key("dead_at"),
+            Bson::Array(_) => true,
+            _ => false,
+        });
         assert!(has_living || !(due.contains(&id) || without_date.contains(&id)), "{outbox:#?}");
     }
     assert!(wanted > CASES / 10, "the sweep would rescue only {wanted} documents");
