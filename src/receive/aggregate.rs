@@ -7,7 +7,7 @@
 //! - A save without a clear answer is followed by a read. If the aggregate that was read has no record of the message,
 //!   the message is applied again. If the first save still takes effect later, the second save fails with a conflict.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -16,13 +16,11 @@ use crate::{
     deliver::{HandlerError, handlers::without_values},
     mongo::error_codes::describe,
     receive::decide::{Handled, InboxFigures},
-    store::{Inserted, Saved},
+    store::{Inserted, Saved, update::pause_after_conflict},
 };
 
 /// How many times an aggregate is loaded and saved for one call.
 const TRIES: u32 = 20;
-/// The upper bound of the pause after a conflict. The pauses double up to this bound.
-const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
 /// An aggregate that receives messages, with the closures for finding, making and changing it.
 pub(super) struct IntoAggregate<T, K, N, A> {
@@ -86,7 +84,7 @@ where
             Ok(Attempt::Again(reason)) => why = reason,
             Err(error) => return of_store(&error),
         }
-        tokio::time::sleep(pause(tries)).await;
+        tokio::time::sleep(pause_after_conflict(tries)).await;
     }
     Handled::Transient(format!("the aggregate could not be saved {TRIES} times in a row: {why}"))
 }
@@ -182,10 +180,4 @@ fn without_content(error: &Error) -> String {
         Error::Encode { what, reason } => format!("{what} cannot be encoded: {}", without_values(reason)),
         _ => error.to_string(),
     }
-}
-
-/// A random pause between zero and a bound that doubles with each try.
-fn pause(tries: u32) -> Duration {
-    let longest = Duration::from_millis(2 << tries.min(10)).min(LONGEST_PAUSE);
-    longest.mul_f64(fastrand::f64())
 }

@@ -34,7 +34,7 @@ mod prepare;
 mod save;
 mod staged;
 mod unknown;
-mod update;
+pub(crate) mod update;
 mod write;
 
 use std::{

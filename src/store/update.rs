@@ -16,9 +16,8 @@ use crate::{aggregate::Aggregate, stored::document_ref::DocumentRef};
 
 /// Number of attempts that [`Store::update`] makes before it gives up on a document that other writers keep changing.
 const TRIES: u32 = 32;
-/// After this many attempts the pause stops growing. The longest pause is a quarter of a second, because another
-/// process's save may wait that long for the majority.
-const LONGEST_AFTER: u32 = 7;
+/// The upper bound of the pause after a conflict, because another process's save may wait that long for the majority.
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
 impl<T: Aggregate> Store<T> {
     /// Loads an aggregate, changes it and saves it. Starts over if another process saved the aggregate between the load
@@ -143,7 +142,7 @@ impl<T: Aggregate> Store<T> {
             Saved::Gone => Err(Error::NotFound { document: loaded.document.clone() }),
             Saved::Unknown(source) => Err(Error::Unknown { document: loaded.document.clone(), source }),
             Saved::Conflict => {
-                tokio::time::sleep(pause(tries)).await;
+                tokio::time::sleep(pause_after_conflict(tries)).await;
                 Ok(None)
             }
         }
@@ -155,7 +154,7 @@ impl<T: Aggregate> Store<T> {
 }
 
 /// The pause after this many conflicts, chosen at random between zero and a limit that doubles (full jitter).
-fn pause(tries: u32) -> Duration {
-    let longest = Duration::from_millis(2 << tries.min(LONGEST_AFTER));
+pub(crate) fn pause_after_conflict(tries: u32) -> Duration {
+    let longest = Duration::from_millis(2 << tries.min(10)).min(LONGEST_PAUSE);
     longest.mul_f64(fastrand::f64())
 }
