@@ -74,6 +74,14 @@ impl DelayedMessages {
             return Place::Kept;
         }
 
+        // Messages that never returned would otherwise occupy their places until their keys occur again.
+        if self.count >= MOST {
+            let patience = self.patience;
+            self.keys.retain(|_, queue| {
+                self.count -= forget_lost(queue, patience, now);
+                !queue.is_empty()
+            });
+        }
         if self.count >= MOST {
             return Place::GivenUp;
         }
@@ -98,14 +106,20 @@ impl DelayedMessages {
 
     fn forget_lost(&mut self, key: &str, now: Instant) {
         let Some(queue) = self.keys.get_mut(key) else { return };
-        while queue.front().is_some_and(|first| now - first.seen > self.patience) {
-            queue.pop_front();
-            self.count -= 1;
-        }
+        self.count -= forget_lost(queue, self.patience, now);
         if queue.is_empty() {
             self.keys.remove(key);
         }
     }
+}
+
+/// Removes the first messages of a key while they have been absent for too long. Returns the number of removed messages.
+fn forget_lost(queue: &mut VecDeque<DelayedMessage>, patience: Duration, now: Instant) -> usize {
+    let before = queue.len();
+    while queue.front().is_some_and(|first| now - first.seen > patience) {
+        queue.pop_front();
+    }
+    before - queue.len()
 }
 
 #[cfg(test)]
@@ -154,5 +168,16 @@ mod tests {
         }
         assert_eq!(delayed.delay("more", "1", now), Place::GivenUp);
         assert_eq!(delayed.delay("k0", "1", now), Place::Kept, "it is known");
+    }
+
+    #[test]
+    fn messages_that_never_returned_make_room() {
+        let (mut delayed, now) = (DelayedMessages::new(DELAY), Instant::now());
+        for nth in 0..MOST {
+            delayed.delay(&format!("k{nth}"), "1", now);
+        }
+        let later = now + delayed.patience + DELAY;
+        assert_eq!(delayed.delay("more", "1", later), Place::Kept);
+        assert_eq!((delayed.count, delayed.keys.len()), (1, 1));
     }
 }
