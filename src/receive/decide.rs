@@ -151,7 +151,7 @@ pub(super) fn next_step(handled: Handled, progress: Progress, settings: &Receive
     }
 }
 
-/// The pause after this many failed tries: random, between zero and a bound that doubles with each try.
+/// The pause after this many failed tries: random, between a tenth of a bound and the bound, which doubles with each try.
 pub(super) fn pause(tries: u32, settings: &ReceiverSettings) -> Duration {
     let policy = RetryPolicy::default().with(|retry| {
         retry.backoff_min = settings.retry_min;
