@@ -1,4 +1,4 @@
-//! Messages of a queue change an aggregate, each exactly once: `cargo run --example consumer`.
+//! Applies each message of a queue to an aggregate exactly once: `cargo run --example consumer`.
 
 use document_outbox::{
     Aggregate, Inbox, InlineDispatcher, Message, Outbox, Store,

@@ -19,7 +19,7 @@ pub(crate) enum Takes {
     Nothing,
     /// One text.
     Text,
-    /// One text each time; the key can be given any number of times.
+    /// A string. The key can be given any number of times, each time with one string.
     Texts,
 }
 

@@ -1,4 +1,4 @@
-//! The inbox, a field of an aggregate that records which messages it has received.
+//! The inbox, a field of an aggregate that records which messages the aggregate has received.
 
 use std::time::Duration;
 

@@ -107,7 +107,8 @@ pub trait Aggregate: Serialize + DeserializeOwned + Send + Sync {
 
 /// An aggregate that receives messages: it has an inbox, which recognises repeats.
 ///
-/// The [derive](macro@crate::Aggregate) implements it for a struct with a field of the type [`Inbox`].
+/// The [derive](macro@crate::Aggregate) implements this trait for a struct with a field of the type
+/// [`Inbox`].
 pub trait ReceivingAggregate: Aggregate {
     /// The aggregate's inbox.
     fn inbox(&mut self) -> &mut Inbox;

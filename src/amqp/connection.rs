@@ -92,7 +92,8 @@ impl Plan {
         self.in_time(async { selected.await.map_err(|error| self.explain(&error)) }).await
     }
 
-    /// Applies the topology again, over a separate channel, because a refusal closes the channel.
+    /// Applies the topology again, over a separate channel, because the broker closes a channel on which it
+    /// refuses a request.
     pub(super) async fn declare_again(&self, connection: &Connection) -> Result<(), Trouble> {
         let channel = self.channel(connection).await?;
         // The channel is no longer used, even if it doesn't close in time.

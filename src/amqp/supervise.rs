@@ -51,7 +51,7 @@ pub(super) trait Supervised {
     fn ended(&mut self);
 }
 
-/// Runs until it is asked to end.
+/// Runs the loop until the task is asked to end.
 pub(super) async fn supervise(mut supervised: impl Supervised) {
     let mut pauses = supervised.pauses();
 

@@ -92,7 +92,8 @@ impl Topology {
         bindings.any(|(bound, pattern)| bound == exchange && spec.kind.routes(pattern, routing_key))
     }
 
-    /// Declares or verifies everything on a separate channel, because a refusal closes the channel.
+    /// Declares or verifies everything on a separate channel, because the broker closes a channel on which
+    /// it refuses a request.
     pub(super) async fn apply(&self, channel: &Channel) -> Result<(), Trouble> {
         if self.mode == TopologyMode::Off {
             return Ok(());

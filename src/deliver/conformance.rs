@@ -60,8 +60,8 @@ pub trait Harness: Send + Sync {
     /// Returns the deliverer. It must be available.
     fn deliverer(&self) -> &dyn Deliver;
 
-    /// Returns a message that the receiver accepts; [`envelope`] can create one. The suite replaces its id and
-    /// document.
+    /// Returns a message that the receiver accepts; [`envelope`] can create one. The suite replaces the
+    /// message's id and document.
     fn accepted(&self) -> Envelope;
 
     /// Returns a message that the receiver gets but rejects, for example a message of a type that the receiver fails

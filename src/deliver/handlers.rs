@@ -61,8 +61,8 @@ use crate::aggregate::message::Message;
 pub enum HandlerError {
     /// The handler may succeed later.
     Transient(String),
-    /// The handler can never succeed. The message dies at once, unless another of its handlers failed with another kind
-    /// of error.
+    /// The handler can never succeed. The message dies at once, unless another handler of the message
+    /// failed with an error of another kind.
     Permanent(String),
     /// Something that the handler needs is unavailable, so other messages would fail too. No attempt is counted.
     Unavailable(String),

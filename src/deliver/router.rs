@@ -65,8 +65,8 @@ impl Router {
     /// Sends messages of these types to `deliverer`, and stores `via` with them. If a type has two routes, the first
     /// applies.
     ///
-    /// The name `via` is stored in documents and must be as stable as a message type. A worker serves such messages if
-    /// it has a route with that name.
+    /// The name `via` is stored in documents and must be as stable as a message type. A worker can deliver
+    /// messages with this `via` if it has a route with that name.
     #[must_use]
     pub fn route<T: Into<String>>(
         self,

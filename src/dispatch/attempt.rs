@@ -20,7 +20,7 @@ use crate::{
     stored::entry::Entry,
 };
 
-/// The interval at which, during a stop, the deliverer is asked whether it is still available.
+/// During a stop, the deliverer is asked at this interval whether it is still available.
 const ASK_EVERY: Duration = Duration::from_millis(50);
 /// The deadline given to the deliverer, as a fraction of the remaining time, so that the deliverer can answer just
 /// before its future is dropped.

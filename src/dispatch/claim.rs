@@ -6,8 +6,9 @@
 //! failures, deaths and releases wait for the majority. A clear does not, because a lost clear only causes a repeat,
 //! which the guarantees allow.
 //!
-//! **Invariant.** A message is published only after the majority has acknowledged its claim: an entry from a local
-//! read, or under an unacknowledged claim, can be rolled back, and its message would then be a phantom.
+//! **Invariant.** A message is published only after the majority has acknowledged its claim: an entry from
+//! a local read, or under an unacknowledged claim, can be rolled back, and its message would then announce
+//! a change that never happened.
 
 use std::time::Duration;
 
@@ -183,8 +184,9 @@ impl Claimer {
         self.record(document, entry.id, update, now).await
     }
 
-    /// Writes an entry's state that was kept with a lease into the document, because the document may have room again.
-    /// Returns `Recorded::Missed` if there is no room, or if the entry is claimed.
+    /// Copies the state of an entry from the lease, where it was kept, into the document, because the
+    /// document may have room again. Returns `Recorded::Missed` if there is no room, or if the entry is
+    /// claimed.
     pub(crate) async fn record(
         &self,
         document: &DocumentRef,
@@ -260,7 +262,7 @@ impl Claimer {
         let mut increase = Document::new();
         let mut elements = Vec::new();
 
-        // One array filter for each date that is restored.
+        // Add one array filter for each date that is restored.
         for (index, (due, ids)) in due_again(entries, now).into_iter().enumerate() {
             let field = |name: &str| format!("outbox.$[e{index}].{name}");
             match due {

@@ -65,7 +65,7 @@ struct Queue {
 
 #[derive(Default)]
 struct QueueState {
-    /// The numbers of the next deferred message and of the next clear.
+    /// The number last given to a deferred message or to a clear.
     next: u64,
     /// The deferred messages by number, both waiting ones and those taken by a save that has not ended yet.
     deferred: HashMap<u64, Deferred>,

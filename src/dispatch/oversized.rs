@@ -116,7 +116,7 @@ impl Lease {
         }
     }
 
-    /// Records a message that will be retried.
+    /// Records that a message will be retried.
     pub(crate) fn put_off(
         &mut self,
         entry: &Entry,
@@ -138,7 +138,7 @@ impl Lease {
         });
     }
 
-    /// Records a dead message.
+    /// Records that a message is dead.
     pub(crate) fn die(&mut self, id: Uuid, now: DateTime, reason: DeadReason, error: &str) {
         self.forget(id);
         self.dead.push(

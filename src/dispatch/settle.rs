@@ -168,8 +168,9 @@ pub(crate) enum Noted {
 }
 
 impl DeliveryEnd {
-    /// Records why a delivery stops early. In an unordered document several messages may give a reason. Of several
-    /// retries the earliest is kept; a reason that leaves due messages behind takes precedence over a retry.
+    /// Records why a delivery stops early. In an unordered document several messages may each give a
+    /// reason. Among messages that wait for a retry, the earliest retry is kept. Any other reason takes
+    /// precedence over a retry.
     pub(crate) fn stop(&mut self, why: Processed) {
         let replaces = match (&self.stopped, &why) {
             (None, _) => true,

@@ -84,8 +84,8 @@ impl Processor {
         now: DateTime,
         stop: &CancellationToken,
     ) -> Result<Head, Error> {
-        // Read only after taking the lease, and with read concern `linearizable`. There is no claim in the document, so
-        // only this read prevents a phantom.
+        // Read only after taking the lease, and with read concern `linearizable`. There is no claim in the
+        // document, so only this read ensures that the message can't be rolled back after it was published.
         let Some(mut slots) = self.oversized.read(document).await? else {
             lease.complete(&mut []);
             return Ok(Head::None(Processed::Gone));

@@ -1,8 +1,9 @@
 //! Converts BSON values to MongoDB's extended JSON, and back.
 //!
-//! The `bson` crate offers these conversions too, but version 3 only with a feature that this crate cannot turn on,
-//! because it uses BSON as `mongodb::bson`. The implementations of `Serialize` and `Deserialize` in `bson` are always
-//! available. This module uses them for the rare types.
+//! The `bson` crate offers these conversions too, but version 3 offers them only with a feature that this
+//! crate cannot turn on, because this crate uses BSON as `mongodb::bson`. The implementations of
+//! `Serialize` and `Deserialize` in `bson` are always available. This module uses these implementations for
+//! the rare types.
 
 use mongodb::bson::{Bson, DateTime, Document};
 use serde_json::{Map, Value, json};

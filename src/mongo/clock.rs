@@ -1,8 +1,9 @@
 //! The server's time, the only clock for dates in entries.
 //!
-//! Processes whose clocks disagree would take over each other's claims. So every date in an entry, and every comparison
-//! with such a date, uses the time of the MongoDB server. This is the `localTime` in the reply to a `hello`,
-//! extrapolated with this machine's monotonic clock and renewed from time to time.
+//! Processes whose clocks disagree would take over each other's claims. So every date in an entry, and
+//! every comparison with such a date, uses the time of the MongoDB server. The server's time is the
+//! `localTime` in the reply to a `hello`, extrapolated with this machine's monotonic clock and renewed from
+//! time to time.
 //!
 //! # A machine that was suspended
 //! The monotonic clock stops while a machine is suspended, so a time extrapolated from it would be late by the length

@@ -1,4 +1,4 @@
-//! The only access to MongoDB. All requests of stores and dispatchers go through here, as
+//! The only access to MongoDB. All requests of stores and dispatchers go through this module, as
 //! [statements](crate::mongo::statement).
 //!
 //! Each processor creates one [`Mongo`], and its clones share the batches, so saves, claims and clears of all stores

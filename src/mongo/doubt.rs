@@ -23,7 +23,8 @@ pub enum AfterFailure {
     RepeatApart,
 }
 
-/// Decides from the error of this try, and from whether an earlier try left the statements in doubt.
+/// Decides the next step from the error of this try, and from whether an earlier try left the statements in
+/// doubt.
 pub fn after_failure(error: Verdict, is_in_doubt: bool) -> AfterFailure {
     match error {
         Verdict::Unknown => AfterFailure::InDoubt,
@@ -43,7 +44,7 @@ pub enum GivenUp {
     NotSent,
 }
 
-/// Decides from whether a try left the statement in doubt.
+/// Returns the outcome, which depends on whether a try left the statement in doubt.
 pub fn given_up(is_in_doubt: bool) -> GivenUp {
     if is_in_doubt { GivenUp::Unknown } else { GivenUp::NotSent }
 }

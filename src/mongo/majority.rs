@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::mongo::concern::primary;
 
-/// The interval at which the primary is asked.
+/// The interval at which the primary is asked for the majority's progress.
 const INTERVAL: Duration = Duration::from_millis(20);
 
 /// The position of a write in the oplog.

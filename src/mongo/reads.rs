@@ -99,7 +99,8 @@ impl Reads {
 
     /// Reads an outbox from the primary. Waits for memory, so the caller must not have reserved any.
     pub(crate) async fn read(&self, document: &DocumentRef) -> Result<StoredOutbox, Error> {
-        // Some ids would be interpreted as an expression, and some can't be part of a list at all.
+        // Read the document alone if its id would be interpreted as an expression, or can't be part of a
+        // list at all.
         let Some(id) = document.listable_id() else {
             return self.reader.alone(document).await;
         };

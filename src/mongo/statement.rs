@@ -104,7 +104,7 @@ impl Overtaken {
         self.0.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Uncounts a save that was not written.
+    /// Subtracts a save that was not written.
     pub(crate) fn give_up(&self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }

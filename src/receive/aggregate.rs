@@ -19,7 +19,7 @@ use crate::{
     store::{Inserted, Saved, update::pause_after_conflict},
 };
 
-/// How many times an aggregate is loaded and saved for one call.
+/// Maximum number of times that an aggregate is loaded and saved for one call.
 const TRIES: u32 = 20;
 
 /// An aggregate that receives messages, with the closures for finding, making and changing it.
@@ -32,10 +32,10 @@ pub(super) struct IntoAggregate<T, K, N, A> {
 
 /// The result of a closure that changes an aggregate: nothing, or a `Result` of nothing.
 pub trait Applies {
-    /// Whether to save the aggregate.
+    /// Returns `Ok` if the aggregate should be saved.
     ///
     /// # Errors
-    /// The reason not to save.
+    /// An error with the reason why the aggregate must not be saved.
     fn applied(self) -> Result<(), HandlerError>;
 }
 

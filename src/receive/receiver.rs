@@ -24,7 +24,7 @@ use crate::{
 const LAST_PART: f64 = 0.2;
 /// How long closing the connections may take after the grace period.
 const FAREWELL: Duration = Duration::from_millis(500);
-/// How often the prefetch is adapted to the sizes of messages, even if nothing else happens.
+/// The interval at which the prefetch is adapted to the sizes of messages, even if nothing else happens.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// A receiver that is ready to start.

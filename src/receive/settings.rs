@@ -65,7 +65,8 @@ pub struct ReceiverSettings {
     pub prefetch_bytes: usize,
     /// The maximum number of messages that are handled at the same time. Default: 32.
     pub concurrency: usize,
-    /// The time limit for one call of a function. After it the call is aborted and counts as failed. Default: 60 s.
+    /// The time limit for one call of a function. After this time the call is aborted and counts as failed.
+    /// Default: 60 s.
     pub time_limit: Duration,
     /// Upper bound of the first pause before a message that the receiver holds is tried again. The bound doubles with
     /// each try. Default: 100 ms.

@@ -61,7 +61,7 @@ impl<T: Aggregate> Store<T> {
         }
 
         let Some(measured) = self.measure(&loaded.document).await? else {
-            // The document is gone. The write will report that the document is gone.
+            // The document is gone, which the write will report.
             return self.check(&loaded.document, known, &growth).map(|()| known);
         };
         let measured = Size { held: measured.held.saturating_sub(delivered), ..measured };

@@ -151,7 +151,7 @@ impl Scene {
             .unwrap();
     }
 
-    /// Takes all messages out of the queue, and returns how often each id occurred.
+    /// Takes all messages out of the queue, and returns the number of times that each id occurred.
     async fn counts(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         let options = BasicGetOptions { no_ack: true };
@@ -632,7 +632,8 @@ async fn an_abandoned_call_publishes_no_messages() {
     scene(async |scene| {
         let network = Network::to(&broker_uri());
         let publisher = scene.publisher_with(scene.settings_at(&network.uri())).await;
-        // Each message is a separate window, and the confirm of the first message is withheld for now.
+        // Each message is published in a separate window, and the confirm of the first message is withheld
+        // for now.
         let window =
             ["first", "late", "later"].map(|id| Publication { body: vec![0; 5 << 20], ..scene.routed(id) });
         network.hold_after(0);
@@ -678,8 +679,8 @@ async fn closed_by_an_operator(scene: &Scene, publisher: &Publisher) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_close_makes_publishing_unavailable_briefly() {
     scene(async |scene| {
-        // Without a connection, messages are not published, and saves don't wait for the next connection, which is
-        // never made.
+        // Without a connection, messages are not published, and the publisher doesn't wait for the next
+        // connection, which is never made.
         let mut settings = scene.settings();
         (settings.reconnect_min, settings.reconnect_max) = (LONG * 10, LONG * 10);
         let publisher = scene.publisher_with(settings).await;
@@ -1135,7 +1136,7 @@ async fn the_watchdog_spares_idle_and_busy_consumers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stopping_requeues_the_rest_and_allows_late_acknowledgements() {
-    const MANY: usize = 3000; // enough to have some in every buffer when the consumer stops
+    const MANY: usize = 3000; // enough for every buffer to contain messages when the consumer stops
     scene(async |scene| {
         let publisher = scene.publisher().await;
         let window = (0..MANY).map(|index| scene.routed(&index.to_string())).collect();

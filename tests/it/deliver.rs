@@ -187,7 +187,8 @@ fn permanent(outcome: Outcome) -> String {
 
 // --- RabbitMQ --------------------------------------------------------------------------------------------------------
 
-/// "CloudEvents 1.0 binary mode", the table of `deliver::cloudevents`.
+/// A message is published in the binary mode of CloudEvents 1.0, as the table of `deliver::cloudevents`
+/// shows.
 #[tokio::test]
 async fn a_message_is_encoded_exactly_as_documented() {
     scene(async |scene| {
@@ -244,7 +245,8 @@ async fn a_message_is_encoded_exactly_as_documented() {
     .await;
 }
 
-/// "Body: plain JSON by a documented table; extended JSON as an option."
+/// The body is plain JSON, as the table of `deliver::json` shows, or extended JSON if the settings choose
+/// it.
 #[tokio::test]
 async fn every_bson_type_arrives_as_the_table_says() {
     let binary = |subtype, bytes: &[u8]| Bson::Binary(Binary { subtype, bytes: bytes.to_vec() });
@@ -292,8 +294,7 @@ async fn every_bson_type_arrives_as_the_table_says() {
     .await;
 }
 
-/// P2: "A message leaves an outbox only by a confirmed delivery". P8: "Dead, unroutable, …: nothing is
-/// silent."
+/// P2: a message leaves an outbox only by a confirmed delivery. P8: an unroutable message is reported.
 #[tokio::test]
 async fn an_unroutable_message_fails_alone_until_bound() {
     scene(async |scene| {
@@ -374,7 +375,7 @@ async fn a_rejecting_queue_doubles_messages_once_per_attempt() {
     .await;
 }
 
-/// Outcome: "It can never succeed: the message is dead at once."
+/// A message that can never be published is dead at once.
 #[tokio::test]
 async fn unpublishable_messages_fail_permanently_and_alone() {
     scene(async |scene| {
@@ -401,7 +402,7 @@ async fn unpublishable_messages_fail_permanently_and_alone() {
     .await;
 }
 
-/// "An hour without RabbitMQ kills no message."
+/// P2: no attempt is counted while the broker is unavailable, so no outage kills a message.
 #[tokio::test]
 async fn a_missing_broker_counts_no_attempt() {
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
@@ -536,8 +537,8 @@ impl Calls {
     }
 }
 
-/// "Handlers: several per type, isolated: one failing neither stops nor repeats the others; `delivered_to` remembers
-/// handler keys".
+/// A type can have several handlers. If one of them fails, the others still run, and they are not called
+/// again, because `delivered_to` records their keys.
 #[tokio::test]
 async fn a_failing_handler_neither_stops_nor_repeats_others() {
     let calls = Calls::default();
@@ -559,7 +560,7 @@ async fn a_failing_handler_neither_stops_nor_repeats_others() {
     }
 }
 
-/// "… can name former keys so that a rename repeats nothing".
+/// A handler that names a former key doesn't get messages again that it received under the former key.
 #[tokio::test]
 async fn a_renamed_handler_does_not_repeat_its_work() {
     let calls = Calls::default();
@@ -591,7 +592,7 @@ async fn handlers_sharing_a_key_are_refused_naming_it() {
     assert_eq!(empty, HandlersError::EmptyKey("order.placed"));
 }
 
-/// Message: "Entries and deliveries under these names are decoded as this type."
+/// Entries and deliveries with a former name of a message type are decoded as that type.
 #[tokio::test]
 async fn a_former_type_name_still_finds_its_handler() {
     let (seen, mut received) = mpsc::unbounded_channel();
@@ -612,7 +613,7 @@ async fn a_former_type_name_still_finds_its_handler() {
     assert!(handlers.serves(Some(HANDLERS)) && !handlers.serves(None));
 }
 
-/// P2: "… or is dead and visible to an operator."
+/// P2: a message without a handler fails, and is finally dead and visible.
 #[tokio::test]
 async fn an_unhandled_message_fails_visibly() {
     let handlers = Handlers::builder().build().unwrap();
@@ -639,7 +640,7 @@ async fn a_permanent_failure_waits_for_other_handlers() {
     assert_eq!(text, "handler `never`: never; handler `later`: later");
 }
 
-/// "The text says why, without payload or secret."
+/// The error text gives the reason, and contains neither the payload nor a secret.
 #[tokio::test]
 async fn an_undecodable_payload_fails_permanently_without_being_quoted() {
     let calls = Calls::default();
@@ -688,7 +689,6 @@ async fn cut_errors_still_name_every_handler() {
     assert!(text.contains("`first`") && text.contains("`second`") && text.len() < 1024, "{}", text.len());
 }
 
-/// Handlers: "Dropping the delivery aborts the handlers."
 #[tokio::test]
 async fn dropping_a_delivery_aborts_its_handlers() {
     let (started, mut has_started) = mpsc::unbounded_channel();
@@ -751,7 +751,8 @@ fn via(via: Option<&str>) -> Envelope {
     envelope
 }
 
-/// "a router by type over both, which sets `via` at save"
+/// The type of a message decides its destination when the message is saved. The stored `via` decides when
+/// the message is delivered.
 #[tokio::test]
 async fn the_destination_is_decided_once_at_save() {
     let (broker, hook) = (Memory::default(), Memory::default());
@@ -772,7 +773,7 @@ async fn the_destination_is_decided_once_at_save() {
     assert_eq!(*hook.0.lock().unwrap(), [window[0].id, window[4].id]);
 }
 
-/// "A dispatcher that can't serve an entry's `via` leaves it: it never goes to the wrong place."
+/// A message whose `via` no route serves is left in its document, and never goes to another destination.
 #[tokio::test]
 async fn a_message_for_an_unknown_route_is_not_delivered() {
     let broker = Memory::default();
@@ -1196,7 +1197,7 @@ async fn verdict(flaw: Flaw) -> Option<String> {
     checked.err().map(|panic| *panic.downcast::<String>().unwrap())
 }
 
-/// Trait `Deliver`: "`conformance::check` tests these."
+/// `conformance::check` tests the guarantees of the trait `Deliver`.
 #[tokio::test(start_paused = true)]
 async fn the_suite_finds_exactly_the_flawed_deliverers() {
     assert_eq!(verdict(Flaw::None).await, None);

@@ -482,7 +482,7 @@ fn the_compose_profile_fits_the_services_and_the_image() {
         }
         assert!(duration(text(&service["stop_grace_period"])) > 25, "longer than shutdown_grace");
     }
-    // The services for development have no profile.
+    // MongoDB and RabbitMQ, the servers for development, have no profile, so they start by default.
     for name in ["mongodb", "rabbitmq"] {
         assert!(services[name].get("profiles").is_none(), "{name}");
     }

@@ -252,7 +252,8 @@ async fn a_single_save_is_sent_alone() {
     bank.test.drop().await;
 }
 
-/// One burst has all outcomes: applied, conflict, gone, refused by a unique index, refused as too large.
+/// One burst of saves has every outcome: applied, conflict, gone, refused by a unique index, and refused as
+/// too large.
 #[tokio::test]
 async fn every_save_of_a_batch_gets_its_answer() {
     let bank = Bank::open().await;
@@ -441,7 +442,7 @@ async fn a_save_that_cannot_be_encoded_fails_alone() {
     }
 }
 
-/// The stores may still exist, as at the end of a program.
+/// The client can be shut down while stores still exist, as at the end of a program.
 #[tokio::test]
 async fn the_client_shuts_down_after_batches() {
     let bank = Bank::open().await;
@@ -699,7 +700,7 @@ mod outage {
         }
     }
 
-    /// P1 on three nodes, while the primary steps down repeatedly.
+    /// P1: while the primary of three nodes steps down repeatedly, each save reports what happened to it.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_stepdown_reports_every_save_as_it_was() {
         for group_commit in [true, false] {

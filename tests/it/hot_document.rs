@@ -65,7 +65,7 @@ impl Aggregate for Counter {
 const NAME: &str = "OUTBOX_TEST_SAVER";
 const DATABASE: &str = "OUTBOX_TEST_SAVER_DATABASE";
 
-/// A saving process of the next test; it has no effect when run alone.
+/// The process that saves for the next test. If this test is run alone, it does nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_saves_the_hot_document() {
     let (Ok(name), Ok(database)) = (std::env::var(NAME), std::env::var(DATABASE)) else {

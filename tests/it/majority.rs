@@ -233,7 +233,7 @@ async fn refuse_room(test: &TestDatabase, name: &str, mode: &str) {
 mod outage {
     use super::*;
 
-    /// P1 Atomic: no phantom. A save and a claim that the majority never acknowledges publish no message; the
+    /// P1 Atomic: if the majority never acknowledges a save or a claim, no message is published, and the
     /// save is reported as unknown.
     #[tokio::test]
     async fn a_lost_majority_publishes_and_loses_nothing() {

@@ -45,7 +45,7 @@ fn revive() -> Document {
     }
 }
 
-/// P3 (c): an operator's replay.
+/// P3 (c): an operator's replay delivers a message again.
 #[tokio::test]
 async fn the_documented_replay_delivers_a_dead_message_once() {
     let test = TestDatabase::create().await;

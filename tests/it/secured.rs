@@ -102,7 +102,7 @@ fn binary(name: &str) -> std::path::PathBuf {
     binary
 }
 
-/// Returns the settings of one service, with the user that has the service's name.
+/// The settings of one service, with the user that has the service's name.
 struct Settings(Vec<(&'static str, String)>);
 
 impl Settings {

@@ -213,7 +213,8 @@ impl Flow {
         format!("{}.*", self.name()).parse().unwrap()
     }
 
-    /// Starts a rescuer for documents that are `delay` old, with a sweep every 200 ms.
+    /// Returns settings for a rescuer that rescues messages when they are `delay` old, and sweeps every 200
+    /// ms.
     pub fn rescuer_settings(&self, delay: Duration) -> Settings {
         Settings::new(vec![self.pattern()]).with(|settings| {
             settings.delay = delay;

@@ -21,7 +21,7 @@ impl Arrivals {
         self.arrived.notify_one();
     }
 
-    /// Takes the oldest delivery that is not stale.
+    /// Takes the oldest delivery whose connection still exists.
     pub(super) fn take(&self) -> Option<Delivery> {
         let mut deliveries = self.deliveries.lock();
         while let Some(delivery) = deliveries.pop_front() {

@@ -2,9 +2,9 @@
 //!
 //! # Flow
 //!
-//! The supervisor connects, subscribes to the queue and passes deliveries on. It connects and subscribes again after
-//! any error, when the broker has cancelled the consumer, and when the stream has ended. The broker then delivers
-//! unacknowledged messages again and marks them as redelivered.
+//! The supervisor connects, subscribes to the queue and hands the deliveries to the consumer's caller. It
+//! connects and subscribes again after any error, when the broker has cancelled the consumer, and when the
+//! stream has ended. The broker then delivers unacknowledged messages again and marks them as redelivered.
 //!
 //! # The watchdog
 //!

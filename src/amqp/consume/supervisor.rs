@@ -95,8 +95,8 @@ impl Supervised for ConsumeSupervisor {
         async move { plan.open().await }
     }
 
-    /// Runs `work` while there is no connection. Returns `None` if the consumer is asked to end or to stop before
-    /// `work` is done. Without a connection, there is no delivery left to settle.
+    /// Runs `work` while there is no connection. Returns `None` if the consumer is asked to end or to stop
+    /// before `work` is done.
     async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         self.unless_stopped(work).await
     }
@@ -153,7 +153,8 @@ impl ConsumeSupervisor {
             }
             event = link.event() => match event {
                 ConnectionEvent::Lost(reason) => Err(End::lost(reason)),
-                // If the link is still alive, the closed channel was one that only checked the queue.
+                // If the link is still alive, the closed channel was not the subscription's, but a separate
+                // channel for checking the queue.
                 ConnectionEvent::ChannelClosed(reason) if !link.alive() => Err(End::lost(reason)),
                 ConnectionEvent::ChannelClosed(_)
                 | ConnectionEvent::Blocked(_)

@@ -52,8 +52,8 @@ pub(super) struct Suspect {
     pub(super) alone: bool,
 }
 
-/// The task that publishes suspects. Dropping this ends the task; messages without an answer are reported as possibly
-/// sent.
+/// The task that publishes suspects. Dropping this value ends the task; messages without an answer are then
+/// reported as possibly sent.
 pub(super) struct Quarantine {
     suspects: mpsc::UnboundedSender<Suspect>,
     task: JoinHandle<()>,

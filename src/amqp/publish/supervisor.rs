@@ -193,7 +193,7 @@ impl PublishSupervisor {
         matches!(self.board.state(), State::Blocked { .. })
     }
 
-    /// Posts the broker's notices. Returns an error if the connection is lost.
+    /// Updates the state after a notice from the broker. Returns an error if the connection is lost.
     fn note(&self, weather: ConnectionEvent) -> Result<(), End> {
         match weather {
             ConnectionEvent::Blocked(reason) => self.board.post(State::Blocked { reason }),
@@ -299,7 +299,7 @@ impl PublishSupervisor {
         if self.abandoned { Ok(()) } else { Err(End::Lost(trouble)) }
     }
 
-    /// Passes on the answers of a window. Returns the messages that have no answer yet.
+    /// Gives the callers the answers of a window. Returns the messages that have no answer yet.
     fn settle(&self, items: Vec<Item>, outcome: &WindowOutcome) -> Left {
         let ids: Vec<&str> = items.iter().map(|item| item.publication.message_id.as_str()).collect();
         let reason = match &outcome.failure {

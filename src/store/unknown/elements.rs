@@ -278,7 +278,7 @@ fn longest_common_subsequence(
     now: &[usize],
     same: impl Fn(usize, usize) -> bool,
 ) -> Vec<(usize, usize)> {
-    // For each pair of places, the length of the longest common subsequence after them.
+    // For each pair of places, the length of the longest common subsequence after these places.
     let width = now.len() + 1;
     let mut longest = vec![0_u32; (before.len() + 1) * width];
     for i in (0..before.len()).rev() {
