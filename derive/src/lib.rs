@@ -30,15 +30,15 @@ use syn::{DeriveInput, Error, parse_macro_input};
 /// | key | meaning | default |
 /// |---|---|---|
 /// | `ordering = "…"` | `ordered`, `dead_blocks` or `unordered`: the trait's `ORDERING` | `ordered` |
-/// | `element_keys = "lines.sku, parcels.lines.sku"` | the trait's `ELEMENT_KEYS`: for each array its path, a dot, and the field that identifies its elements | none |
-/// | `crate = "…"` | the path of `document-outbox`, if it has another name | `::document_outbox` |
+/// | `element_keys = "lines.sku, parcels.lines.sku"` | the trait's `ELEMENT_KEYS`: for each array, the path of the array, a dot, and the field that identifies the array's elements | none |
+/// | `crate = "…"` | the path of the crate `document-outbox`, if that crate has another name here | `::document_outbox` |
 ///
 /// On a field:
 ///
-/// | key | says |
+/// | key | meaning |
 /// |---|---|
 /// | `outbox` | the field is the outbox, although its type has another name |
-/// | `renamed` | `#[serde(alias = "…")]` is safe here: no running process writes the old name any more |
+/// | `renamed` | `#[serde(alias = "…")]` is safe on this field, because no running process writes the old name any more |
 ///
 /// # Errors
 /// The macro refuses structs that could not be saved or loaded: without a field `_id`, with a skipped id or inbox, with
@@ -56,13 +56,13 @@ pub fn derive_aggregate(input: TokenStream) -> TokenStream {
 /// Each variant of an enum can have its own message type. The documentation of the trait with the same name has
 /// examples.
 ///
-/// | key of `#[message(…)]` | is |
+/// | key of `#[message(…)]` | meaning |
 /// |---|---|
-/// | `type = "…"` | the stable name, on a struct, an enum or a variant: 1 to 255 bytes |
+/// | `type = "…"` | the stable name of the message, 1 to 255 bytes; on a struct, an enum or a variant |
 /// | `alias = "…"` | a former name of the message; may be given more than once |
-/// | `schema = "…"` | where the payload's schema is described |
+/// | `schema = "…"` | the URI of the payload's schema |
 /// | `prefix = "…"` | on an enum: each variant's type is this prefix, a dot, and the variant's name in `snake_case` |
-/// | `crate = "…"` | the path of `document-outbox`, if it has another name |
+/// | `crate = "…"` | the path of the crate `document-outbox`, if that crate has another name here |
 ///
 /// # Errors
 /// The macro refuses a message type that is missing, empty or longer than 255 bytes, and two variants with the same

@@ -43,8 +43,8 @@ use crate::{
 /// itself. A [`#[serde(flatten)]`](https://serde.rs/attr-flatten.html) map may contain these two fields after a load. A
 /// struct that denies unknown fields cannot be loaded.
 ///
-/// Stored fields that the struct doesn't know survive a save: at the top level, in sub-documents, and in array elements
-/// that can be recognised: see [`ELEMENT_KEYS`](Aggregate::ELEMENT_KEYS).
+/// Stored fields that the struct doesn't know survive a save at the top level, in sub-documents, and in array elements
+/// that can be recognised. [`ELEMENT_KEYS`](Aggregate::ELEMENT_KEYS) describes when an element is recognised.
 ///
 /// The stored document must decode as the same struct again. An insert and a save check this, and refuse, for example,
 /// a field with `skip_serializing` and no default, and a map that repeats a field's name.

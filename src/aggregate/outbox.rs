@@ -93,8 +93,9 @@ impl Outbox {
     ///
     /// The message is stored with the document like any other. Once it is due, the rescuer's sweep finds it, up to one
     /// `sweep_interval` later. Until the message is due, it doesn't block the document's other messages. Once it is
-    /// due, it keeps the order in which the document's messages were sent. While the message waits, the document can't
-    /// be deleted, and the document's other messages are delivered more slowly.
+    /// due, it keeps the order in which the document's messages were sent. While the message waits,
+    /// [`Store::delete`](crate::Store::delete) doesn't delete the document, and the document's other messages are
+    /// delivered more slowly.
     pub fn send_at<M: Message>(&mut self, message: M, at: impl Into<DateTime>) -> &mut PendingMessage {
         let sent = self.send(message);
         sent.due = Due::At(at.into());

@@ -50,8 +50,8 @@ pub const COMMANDS_QUEUE: &str = "outbox.process-document-messages";
 pub const COMMANDS_DELIVERY_LIMIT: u32 = 20;
 /// The time after which the broker drops a command that no dispatcher has taken. The sweep sends another.
 ///
-/// This is more than twice the longest pause between two commands that the sweep sends for one document (2 min). So the
-/// queue always contains at least one command for a document that is stuck, and at most four.
+/// This lifetime is more than twice the longest pause between two commands that the sweep sends for one document (2
+/// min). So the queue always contains at least one command for a document that is stuck, and at most four.
 pub const COMMAND_LIFETIME: Duration = Duration::from_mins(5);
 /// Maximum size of a command's body, below the 16 MiB that publishers accept. A longer body is not sent, and a reader
 /// refuses it without decoding it. A document key of 11 MB fits.

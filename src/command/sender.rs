@@ -43,7 +43,7 @@ pub enum SendFailure {
         text: String,
     },
     /// The broker refused the command, for example because a full queue rejects messages.
-    #[error("RabbitMQ refused the command: its queue is full or cannot be written")]
+    #[error("RabbitMQ refused the command: its queue is full, or it cannot be written to")]
     Nacked,
     /// The command can never be sent.
     #[error("the command cannot be sent: {0}")]
@@ -121,7 +121,7 @@ impl CommandSender {
             }
             Published::Nacked => Err(SendFailure::Nacked),
             Published::Refused { reason } => Err(SendFailure::Refused(reason)),
-            // This is transient, because the cause may end, for example when a permission is restored.
+            // This failure is transient, because its cause may end, for example when a permission is restored.
             Published::Rejected { reason } | Published::Unavailable { reason, .. } => {
                 Err(SendFailure::Unavailable(reason))
             }
@@ -132,7 +132,8 @@ impl CommandSender {
 /// Refuses a body that is too long, because every dispatcher would refuse it without reading it.
 fn too_long(body: &[u8]) -> Option<SendFailure> {
     let longest = MAX_COMMAND_BYTES;
-    let reason =
-        |bytes| format!("its document key makes it {bytes} bytes long, but at most {longest} are allowed");
+    let reason = |bytes| {
+        format!("the document key makes the command {bytes} bytes long, but at most {longest} are allowed")
+    };
     Some(body.len()).filter(|bytes| *bytes > longest).map(|bytes| SendFailure::Refused(reason(bytes)))
 }

@@ -4,12 +4,12 @@
 //! | on the wire | from the message |
 //! |---|---|
 //! | header `cloudEvents:specversion` | `1.0` |
-//! | header `cloudEvents:id`, property `message_id` | its id |
-//! | header `cloudEvents:type`, property `type`, routing key | its type |
+//! | header `cloudEvents:id`, property `message_id` | the message's id |
+//! | header `cloudEvents:type`, property `type`, routing key | the message's type |
 //! | header `cloudEvents:source` | `/{database}/{collection}`, percent-encoded (RFC 3986, 3.3) |
-//! | header `cloudEvents:subject` | the document's `_id` as [text](crate::DocumentRef::subject); left out when empty or longer than 8 KiB |
-//! | header `cloudEvents:time`, property `timestamp` | when it was sent; left out when unknown or outside the years 0 to 9999 |
-//! | header `cloudEvents:dataschema` | [`Message::SCHEMA`](crate::Message::SCHEMA); left out when there is none |
+//! | header `cloudEvents:subject` | the document's `_id` as [text](crate::DocumentRef::subject); left out if the text is empty or longer than 8 KiB |
+//! | header `cloudEvents:time`, property `timestamp` | the time at which the message was sent; left out if the time is unknown or outside the years 0 to 9999 |
+//! | header `cloudEvents:dataschema` | [`Message::SCHEMA`](crate::Message::SCHEMA); left out if the message has no schema |
 //! | property `content_type` | `application/json` |
 //! | body | the payload as [JSON](super::json) |
 //! | every other header | the message's header of that name: `traceparent`, `tracestate` and the user's headers |

@@ -11,15 +11,15 @@
 //!
 //! # Guarantees tested
 //! - A deliverer returns one answer per message of the window, in the window's order.
-//! - It answers `Delivered` only if the receiver has the message, and never if the receiver rejected the message or
-//!   could not be reached.
+//! - The deliverer answers `Delivered` only if the receiver has the message, and never if the receiver rejected the
+//!   message or could not be reached.
 //! - An error in one message doesn't affect other messages, whether in the same window or in other windows.
 //! - A message can be delivered again, with the same id.
-//! - It never panics, whatever a document contains, and never waits forever.
+//! - The deliverer never panics, whatever a document contains, and never waits forever.
 //! - After a delivery was dropped halfway, the deliverer is still usable.
-//! - Its error texts give the reason and never include any of the payload.
-//! - While it is unavailable no attempt is counted, and it becomes available again without help.
-//! - It serves the `via` that it stores with messages, and no unknown `via`.
+//! - The deliverer's error texts give the reason and never include any of the payload.
+//! - While the deliverer is unavailable, no attempt is counted. It becomes available again without help.
+//! - The deliverer serves the `via` that it stores with messages, and no unknown `via`.
 //!
 //! # Caveats
 //! This suite can't test whether a confirmed message survives a crash of the receiver.

@@ -177,11 +177,11 @@ impl From<Outcome> for Answer {
 /// Delivers messages.
 ///
 /// # Guarantees asked of an implementation
-/// - It returns one answer per message of the window, in the window's order.
-/// - It answers [`Outcome::Delivered`] only if the receiver has confirmed the message. In doubt it answers
-///   `Unavailable` (if no message can be tried) or `Transient`, because a repeat is allowed but a loss is not.
+/// - A deliverer returns one answer per message of the window, in the window's order.
+/// - A deliverer answers [`Outcome::Delivered`] only if the receiver has confirmed the message. In doubt the deliverer
+///   answers `Unavailable` (if no message can be tried) or `Transient`, because a repeat is allowed but a loss is not.
 /// - An error in one message doesn't affect the other messages of the window.
-/// - It does not panic and does not wait forever. A call that outlives the claim is dropped and counts as a
+/// - A deliverer does not panic and does not wait forever. A call that outlives the claim is dropped and counts as a
 ///   failed attempt, unless [`is_available`](Deliver::is_available) is false by then.
 ///
 /// [`conformance::check`] tests these guarantees.

@@ -11,7 +11,7 @@ pub fn outcome(published: Published, message_type: &str, exchange: &str) -> Outc
             "unroutable: no queue is bound for `{message_type}` at exchange `{exchange}` ({code} {text})"
         )),
         Published::Nacked => Outcome::Transient(format!(
-            "RabbitMQ refused `{message_type}`: a queue bound to exchange `{exchange}` is full or cannot be written"
+            "RabbitMQ refused `{message_type}`: a queue bound to exchange `{exchange}` is full, or it cannot be written to"
         )),
         Published::Rejected { reason } => {
             Outcome::Transient(format!("RabbitMQ refused `{message_type}`: {reason}"))

@@ -2,19 +2,19 @@
 //!
 //! # Flow
 //!
-//! A window is turned into [CloudEvents](super::cloudevents) and published persistent and mandatory, with the message's
-//! type as routing key. Windows of concurrent callers are sent together. When all confirms have arrived, the outcome of
-//! each message is derived from its own confirm.
+//! The messages of a window are published as [CloudEvents](super::cloudevents), persistent and mandatory. The type of
+//! each message is its routing key. Windows of concurrent callers are sent together. When all confirms have arrived,
+//! the outcome of each message is derived from its own confirm.
 //!
-//! | the broker | [`Outcome`] |
+//! | answer of the broker | [`Outcome`] |
 //! |---|---|
-//! | has it in at least one queue | `Delivered` |
-//! | has no queue for it | `Unroutable`, or `Delivered` for types in [`unroutable_ok`](RabbitMqSettings::unroutable_ok) |
-//! | refused it (a full queue that rejects) | `Transient` |
-//! | closed the channel because of it (a routing key that the user has no permission to write to) | `Transient`, with the broker's text |
-//! | can never take it (a type over 255 bytes, headers over a frame, a body over `max_message_bytes`) | `Permanent`, before it is sent |
-//! | reports that its body is over the broker's `max_message_size` | `Permanent` |
-//! | is unreachable or blocked, has no such exchange or forbids writing to it, or did not answer | `Unavailable` |
+//! | the broker has the message in at least one queue | `Delivered` |
+//! | the broker has no queue for the message | `Unroutable`, or `Delivered` for types in [`unroutable_ok`](RabbitMqSettings::unroutable_ok) |
+//! | the broker refused the message, for example because a full queue rejects messages | `Transient` |
+//! | the broker closed the channel because of the message, for example because the user has no permission to write to the routing key | `Transient`, with the broker's text |
+//! | no broker can take the message: its type is over 255 bytes, its headers exceed a frame, or its body exceeds `max_message_bytes` | `Permanent`, and the message is not sent |
+//! | the broker reports that the body exceeds the broker's own `max_message_size` | `Permanent` |
+//! | the broker is unreachable or blocked, has no such exchange, forbids writing to the exchange, or did not answer | `Unavailable` |
 //!
 //! # Guarantees
 //! - `Delivered` is answered only for messages that the broker confirmed and did not return. Such a message is on disk

@@ -84,7 +84,7 @@ struct QueueState {
     going: BTreeSet<u64>,
     /// The numbers of the clears in `going`, by document.
     going_of: HashMap<Key, Vec<u64>>,
-    /// Whether deferring has stopped: no more clears may be deferred.
+    /// Whether deferring has stopped, so that no more clears may be deferred.
     closed: bool,
 }
 

@@ -62,8 +62,8 @@ pub(crate) struct DeliveryEnd {
     pub(crate) dispositions: Dispositions,
     /// The clear that is left to the caller.
     pub(crate) left_clear: Option<ClearUnderWay>,
-    /// The first write that failed. The remaining writes are still tried, because one failure must not leave other
-    /// messages unsettled.
+    /// The error of the first write that failed. The remaining writes are still tried, because one failure must not
+    /// leave other messages unsettled.
     pub(crate) trouble: Option<Error>,
 }
 

@@ -1,10 +1,10 @@
 //! Reads stored values as far as possible, so that invalid UTF-8 affects only the value that contains it.
 //!
-//! Other programs write strings and field names that are not UTF-8, and MongoDB stores them. The decoders of the `bson`
-//! crates refuse the whole document in this case. Here such text is read with replacement characters and reported as
-//! damage.
+//! Other programs write strings and field names that are not UTF-8, and MongoDB stores them. The decoders of the
+//! `bson` crates refuse the whole document in this case. This module reads such text with replacement characters and
+//! reports it as damage.
 //!
-//! **Caveat.** This is slower than the decoders, so use it only for values that they have refused.
+//! **Caveat.** This module is slower than the decoders, so use it only for values that the decoders have refused.
 
 use mongodb::bson::{Bson, Document, RawDocument};
 

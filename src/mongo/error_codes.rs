@@ -5,11 +5,11 @@
 //!
 //! | error | counts as |
 //! |---|---|
-//! | no server could be selected; the client was shut down; a new connection was refused (during a failover no login succeeds) | [`Verdict::NotSent`]: nothing happened |
+//! | no server could be selected; the client was shut down; a new connection was refused (during a failover no login succeeds) | [`Verdict::NotSent`]: nothing was written |
 //! | 11000, 11001 duplicate key | [`Verdict::Duplicate`] |
 //! | 10334, 17419, 17420 document too large; 15 nested too deep | [`Verdict::TooLarge`] |
-//! | any other refusal by the server (validation, authorisation, bad value, …) or by the driver (a bad argument, a value that can't be encoded) | [`Verdict::Refused`]: nothing happened |
-//! | network error, cleared pool, unreadable reply | [`Verdict::Unknown`]: it may have happened |
+//! | any other refusal by the server (validation, authorisation, bad value, …) or by the driver (a bad argument, a value that can't be encoded) | [`Verdict::Refused`]: nothing was written |
+//! | network error, cleared pool, unreadable reply | [`Verdict::Unknown`]: the write may have happened |
 //! | write concern not met (64 timeout, 11602 interrupted by a step-down, 91 shutdown, …) | [`Verdict::Unknown`] |
 //! | 6, 7, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 50, 11601, 24, 112: not primary, shutting down, interrupted, out of time, conflict with another write | [`Verdict::Unknown`] |
 //!

@@ -120,7 +120,7 @@ fn write_error(error: &Document) -> Result<DriverError, DriverError> {
     match raw {
         Ok(error) => Ok(ErrorKind::Write(WriteFailure::WriteError(error)).into()),
         Err(unreadable) => {
-            Err(error_codes::lost(format!("an unreadable answer about a statement: {unreadable}")))
+            Err(error_codes::lost(format!("the answer about a statement cannot be read: {unreadable}")))
         }
     }
 }

@@ -5,15 +5,15 @@
 //! use.
 //!
 //! # Invariants
-//! - Such a session never returns to the driver's pool. If the driver used a number in it that a batch had already
-//!   used, the server would report writes as done that were never made. As a further safeguard, batches count from
-//!   2^40, beyond any number that the driver has used in the session.
-//! - `Client::shutdown` waits for every session that a caller holds, but never for such a session.
+//! - A session of a batch never returns to the driver's pool. If the driver used a number in it that a batch had
+//!   already used, the server would report writes as done that were never made. As a further safeguard, batches count
+//!   from 2^40, beyond any number that the driver has used in the session.
+//! - `Client::shutdown` waits for every session that a caller holds, but never for a session of a batch.
 //!
-//! Both invariants hold because such a session is created on a separate runtime that has already ended when the session
-//! is used. On the runtime that created a session, the driver keeps a task that returns the dropped session to the
-//! pool, and `shutdown` waits for this task. Here the task has ended together with its runtime. The server expires the
-//! session half an hour after its last use.
+//! Both invariants hold because a session of a batch is created on a separate runtime that has already ended when the
+//! session is used. On the runtime that created a session, the driver keeps a task that returns the dropped session to
+//! the pool, and `shutdown` waits for this task. Here the task has ended together with its runtime. The server expires
+//! the session half an hour after its last use.
 
 use mongodb::{Client, ClientSession, error::Error, options::SessionOptions};
 use parking_lot::{Mutex, MutexGuard};

@@ -1,7 +1,7 @@
 //! The metrics that are listed in `docs/metrics.md`.
 //!
-//! They are recorded through the [`metrics`](facade) facade with the process's recorder. Without a recorder, each
-//! metric costs only a branch that is not taken.
+//! The metrics are recorded through the [`metrics`](facade) facade with the process's recorder. Without a recorder,
+//! each metric costs only a branch that is not taken.
 //!
 //! **Caveat.** Metrics are registered at zero when an [`InlineDispatcher`](crate::InlineDispatcher) or a
 //! [`Processor`](crate::dispatch::processor::Processor) is built, with the recorder that is installed at that moment.

@@ -175,7 +175,7 @@ fn without_content(error: &Error) -> String {
             format!("{document} cannot be decoded: {}", without_values(reason))
         }
         Error::Unreadable { document, reason } => {
-            format!("{document} would not decode again: {}", without_values(reason))
+            format!("{document} could not be decoded again, so it was not saved: {}", without_values(reason))
         }
         Error::Encode { what, reason } => format!("{what} cannot be encoded: {}", without_values(reason)),
         _ => error.to_string(),

@@ -6,11 +6,11 @@
 //! | header of a dead message | content |
 //! |---|---|
 //! | `outbox-dead-reason` | `permanent`, `undecodable`, `attempts_exhausted` or `unknown_type` |
-//! | `outbox-dead-error` | the error, without any part of the body, at most 1 KiB |
+//! | `outbox-dead-error` | the error text, at most 1 KiB, without any part of the body |
 //! | `outbox-dead-at` | the time of death in RFC 3339, by the clock of the receiver |
 //! | `outbox-dead-queue` | the queue that the message was received from |
 //! | `outbox-exchange`, `outbox-routing-key` | the address that the message was published to |
-//! | `outbox-delays` | how many times the message waited in the delay queue |
+//! | `outbox-delays` | the number of times that the message waited in the delay queue |
 
 use std::time::Duration;
 

@@ -6,9 +6,9 @@
 //! handled in the order in which they first arrived.
 //!
 //! # Caveats
-//! This is the memory of one process. A message that doesn't return, because another process took it, is forgotten
-//! after a while; then the next message becomes the first. If more than [`MOST`] messages wait, the order is given up
-//! for the messages beyond this number.
+//! Each process has its own memory of the delayed messages. A message that doesn't return, because another process
+//! took it, is forgotten after a while; then the next message becomes the first. If more than [`MOST`] messages wait,
+//! the order is given up for the messages beyond this number.
 
 use std::{
     collections::{HashMap, VecDeque},

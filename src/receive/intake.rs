@@ -1,7 +1,8 @@
 //! Decides how many messages to take from the queue, and counts the bytes of the messages that are held.
 //!
-//! RabbitMQ limits the number of messages that it sends, not their bytes. So the number is derived from the largest
-//! message of the last 10 to 20 seconds. The number is low at first, because the first messages may be large.
+//! RabbitMQ limits the number of messages that it sends, not their bytes. So the number of messages to take is derived
+//! from the size of the largest message of the last 10 to 20 seconds. The number is low at first, because the first
+//! messages may be large.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},

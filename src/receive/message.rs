@@ -1,11 +1,11 @@
 //! A received message, and how it is read from a delivery.
 //!
-//! | attribute | from, in this order |
+//! | attribute of the message | read from the first of these that is present |
 //! |---|---|
-//! | type | CloudEvents `type`, property `type`, header `type`, routing key |
-//! | id | CloudEvents `id`, property `message_id` |
-//! | source, subject, partition key | CloudEvents `source`, `subject`, `partitionkey` |
-//! | time | CloudEvents `time`, property `timestamp` |
+//! | type | the CloudEvents attribute `type`, the property `type`, the header `type`, or the routing key |
+//! | id | the CloudEvents attribute `id`, or the property `message_id` |
+//! | source, subject, partition key | the CloudEvents attributes `source`, `subject`, `partitionkey` |
+//! | time | the CloudEvents attribute `time`, or the property `timestamp` |
 //!
 //! CloudEvents attributes are headers with the prefix `cloudEvents:` or `cloudEvents_`. An id that is a UUID is kept. Any
 //! other id is combined with its source into a UUID of version 5, which is the same each time.

@@ -133,24 +133,40 @@ impl ReceiverMetrics {
 }
 
 fn describe() {
-    describe_counter!(RECEIVED, Unit::Count, "messages taken from the queue, repeats included");
-    describe_counter!(SETTLED, Unit::Count, "messages taken from the queue, by outcome");
-    describe_counter!(DEAD, Unit::Count, "messages put into the dead-letter queue, by reason");
-    describe_counter!(RETRIES, Unit::Count, "tries in place after a failure");
+    describe_counter!(
+        RECEIVED,
+        Unit::Count,
+        "number of messages taken from the queue, redeliveries included"
+    );
+    describe_counter!(SETTLED, Unit::Count, "number of messages taken from the queue, by outcome");
+    describe_counter!(DEAD, Unit::Count, "number of messages put into the dead-letter queue, by reason");
+    describe_counter!(
+        RETRIES,
+        Unit::Count,
+        "number of failed messages that the receiver keeps and tries again"
+    );
     describe_counter!(
         ORDER_GIVEN_UP,
         Unit::Count,
-        "messages that a later message of the same key may overtake"
+        "number of messages put into the delay queue that later messages of the same key may overtake"
     );
-    describe_histogram!(SECONDS, Unit::Seconds, "duration of a call, by result");
+    describe_histogram!(
+        SECONDS,
+        Unit::Seconds,
+        "duration of one call of a function, or of the load and save of an aggregate, by result"
+    );
     describe_histogram!(LAG, Unit::Seconds, "time from a message's own timestamp to its durable effect");
-    describe_gauge!(HELD, Unit::Count, "messages taken and not settled");
-    describe_gauge!(HELD_BYTES, Unit::Bytes, "bytes of the bodies of messages taken and not settled");
-    describe_gauge!(READY, Unit::Count, "1 while messages are taken");
-    describe_histogram!(INBOX, Unit::Count, "messages that an aggregate's inbox remembers");
+    describe_gauge!(HELD, Unit::Count, "number of messages that are taken and not settled");
+    describe_gauge!(
+        HELD_BYTES,
+        Unit::Bytes,
+        "total size of the bodies of messages that are taken and not settled"
+    );
+    describe_gauge!(READY, Unit::Count, "1 while messages are taken, 0 otherwise");
+    describe_histogram!(INBOX, Unit::Count, "number of messages that an aggregate's inbox remembers");
     describe_counter!(
         FORGOTTEN,
         Unit::Count,
-        "messages removed from inboxes to make room, or because they were too old"
+        "number of messages removed from inboxes to make room, or because they were too old"
     );
 }

@@ -35,13 +35,13 @@
 //! are handled one after another, messages with different keys at the same time. A message is decoded and given to the
 //! function of its type, or applied to an aggregate. The outcome decides what happens next:
 //!
-//! | outcome | the message |
+//! | outcome | what happens to the message |
 //! |---|---|
-//! | applied, or the aggregate had received it before | is acknowledged |
-//! | transient failure | is held and tried again with growing pauses, while later messages of its key wait; after a while the message goes to the delay queue; after several delays it is dead |
-//! | permanent failure, undecodable | is dead at once |
-//! | something is unavailable | is tried again until it is available; meanwhile no other messages are taken, and no failure is counted |
-//! | unknown type | is dead, rejected or ignored, depending on the [setting](UnknownTypes) |
+//! | the message was applied, or the aggregate had received it before | the message is acknowledged |
+//! | transient failure | the receiver holds the message and tries it again with growing pauses, while later messages of the same key wait; after a while the message goes to the delay queue; after several delays it is dead |
+//! | permanent failure, or undecodable body | the message is dead at once |
+//! | something that the message needs is unavailable | the message is tried again until that is available; meanwhile no other messages are taken, and no failure is counted |
+//! | unknown type | the message is dead, rejected or ignored, depending on the [setting](UnknownTypes) |
 //!
 //! A dead message is in the dead-letter queue, with the reason as headers. A dead or delayed message leaves the receiver's
 //! queue only after the broker has confirmed the copy in the other queue.

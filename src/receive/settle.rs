@@ -75,7 +75,7 @@ impl Worker {
                 self.dead_letter(
                     taken,
                     DeadCause::Permanent,
-                    &format!("{error}; it cannot be delayed: {reason}"),
+                    &format!("{error}; the message cannot be delayed: {reason}"),
                 )
                 .await;
             }
@@ -140,7 +140,7 @@ impl Worker {
                 Some(Published::Refused { reason }) => return Copied::Refused(reason),
                 Some(Published::Unroutable { .. }) => format!("there is no queue `{}`", copy.routing_key),
                 Some(Published::Nacked) => {
-                    format!("the queue `{}` is full or cannot be written", copy.routing_key)
+                    format!("the queue `{}` is full, or it cannot be written to", copy.routing_key)
                 }
                 Some(Published::Rejected { reason } | Published::Unavailable { reason, .. }) => reason,
                 None => "the publisher gave no answer".to_owned(),

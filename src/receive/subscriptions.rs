@@ -167,7 +167,7 @@ impl Subscriptions {
         }
         for (place, name) in types.iter().enumerate() {
             if types[..place].contains(name) {
-                problems.push(format!("`{name}` has two functions; use a separate queue for each"));
+                problems.push(format!("`{name}` has two functions; use a separate queue for each function"));
             }
         }
         if problems.is_empty() { Ok(()) } else { Err(InvalidReceiver(problems)) }

@@ -60,7 +60,7 @@ pub enum Error {
     },
     /// A message's payload or headers are larger than the cap. Send a reference to the content instead.
     #[error(
-        "message `{message_type}`: {what} too large, {bytes} bytes with a cap of {cap}; send a reference to the content instead"
+        "message `{message_type}`: the size of the {what} is {bytes} bytes, but the cap is {cap}; send a reference to the content instead"
     )]
     MessageTooLarge {
         /// The message's type.

@@ -11,7 +11,8 @@
 //! - Stored fields that the struct doesn't know survive a save; inside arrays, they survive in every element that can
 //!   be recognised.
 //! - Every stored document decodes as the same struct again, and is found by the same id.
-//! - Documents without `etag` and `outbox`, written before the library was in use, are loaded and saved like the rest.
+//! - Documents without `etag` and `outbox`, written before the library was in use, are loaded and saved like all other
+//!   documents.
 //!
 //! # Caveats
 //! If the future of a save is dropped, the save may or may not happen, but it never happens partially.

@@ -389,8 +389,7 @@ async fn an_exchange_that_remains_missing_causes_no_hot_loop() {
         let settings = || {
             let mut settings = scene.settings();
             settings.reconnect_min = Duration::from_millis(20);
-            // This time is so long that on any machine no connection lasts long enough to make the pauses
-            // short again.
+            // With this maximum, no connection lasts long enough to make the pauses short again, on any machine.
             settings.reconnect_max = LONG;
             settings
         };

@@ -613,7 +613,7 @@ async fn a_former_type_name_still_finds_its_handler() {
     assert!(handlers.serves(Some(HANDLERS)) && !handlers.serves(None));
 }
 
-/// P2: a message without a handler fails, and is finally dead and visible.
+/// P2: if no handler receives a message, its delivery fails visibly.
 #[tokio::test]
 async fn an_unhandled_message_fails_visibly() {
     let handlers = Handlers::builder().build().unwrap();

@@ -312,7 +312,7 @@ impl Received {
     }
 }
 
-/// Everything that was received from a queue, in order.
+/// The messages that were received from a queue, in order.
 pub struct Receiver {
     received: watch::Receiver<Vec<Received>>,
     _task: JoinHandle<()>,

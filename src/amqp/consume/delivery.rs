@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 /// One message from the queue, to be settled by [`ack`](Self::ack), [`reject`](Self::reject) or
-/// [`requeue`](Self::requeue). If it is dropped, it is requeued.
+/// [`requeue`](Self::requeue). If a delivery is dropped, its message is requeued.
 ///
 /// Settling returns whether the answer was sent. It returns false if the delivery's connection is gone; in that case
 /// the message is delivered again.

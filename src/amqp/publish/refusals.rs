@@ -46,8 +46,8 @@ struct Refusal {
 pub(super) struct Refusals(Mutex<HashMap<Subject, Refusal>>);
 
 impl Subject {
-    /// Derives the scope of a refusal from the reply code and text with which RabbitMQ closed the channel on which only
-    /// this message was published.
+    /// Derives the scope of a refusal from the reply code and text with which RabbitMQ closed the channel. Only this
+    /// message was published on that channel.
     pub(super) fn of(publication: &Publication, code: u16, said: &str) -> Self {
         let exchange = publication.exchange.clone();
         match code {

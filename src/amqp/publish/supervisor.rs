@@ -36,7 +36,7 @@ const WINDOW_MESSAGES: usize = 1000;
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
 /// RabbitMQ's default maximum frame size, used until the first connection has negotiated a frame size.
 pub(super) const FRAME_MAX: usize = 131_072;
-/// The time that messages wait for a new connection after the connection ended together with a closed channel.
+/// If a closed channel ended its connection too, messages wait this long for a new connection.
 const RENEWAL: Duration = Duration::from_secs(1);
 /// The interval at which an idle connection is checked, because the client does not report every end of a connection.
 const PULSE: Duration = Duration::from_secs(1);
@@ -98,7 +98,8 @@ impl Supervised for PublishSupervisor {
         }
 
         loop {
-            // Check this first, so that earlier requests are already in the inbox.
+            // Check for a close before reading the inbox, so that all requests from before the close are already in
+            // the inbox.
             let closing = self.closing.is_asked();
             self.gather().await;
             if closing && self.backlog.is_empty() {

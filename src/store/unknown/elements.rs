@@ -3,12 +3,12 @@
 //! # Flow
 //! Elements are matched by these steps, in order. Each step handles only elements that the earlier steps left
 //! unmatched:
-//! 1. elements that are equal in all fields that the struct knows, by the longest common subsequence; then equal
-//!    elements that have moved;
-//! 2. elements whose keys have the same value, if that value is unique; the key is the declared field, or `_id` or `id`
-//!    if no field is declared;
-//! 3. elements with the same index, if the arrays have equal length, both neighbours are recognised at unchanged
-//!    indexes, and the keys don't differ.
+//! 1. Elements that are equal in all fields that the struct knows are matched by the longest common subsequence, and
+//!    then equal elements that have moved.
+//! 2. Elements whose keys have the same value are matched, if that value is unique. The key is the declared field, or
+//!    `_id` or `id` if no field is declared.
+//! 3. Elements with the same index are matched, if the arrays have equal length, both neighbours are recognised at
+//!    unchanged indexes, and the keys don't differ.
 //!
 //! # Caveats
 //! Equal elements at the beginning and at the end of both arrays are matched first. For the remaining elements, the
