@@ -1,7 +1,8 @@
 //! An outbox embedded in MongoDB documents.
 //!
 //! A document database has no transaction that spans a document and a broker. So a message is written *into the
-//! document that changed*, by the same update, and delivered from there. This crate is what an application links:
+//! document that changed*, by the same update, and delivered from that document. An application links this crate,
+//! which has the following parts:
 //!
 //! | step | here |
 //! |---|---|
@@ -12,9 +13,10 @@
 //! | messages are received from RabbitMQ | [`receive`] |
 //!
 //! Messages that inline delivery misses (the process died, the broker was unavailable, a handler failed) are found by
-//! the *rescuer* and delivered by the *dispatcher*. These are two separate services: the rescuer sends commands (see
-//! [`command`]) to the dispatcher. The services and the inline dispatcher use the same rules for *what may be delivered
-//! now* and the same implementation of delivery ([`Processor`](dispatch::Processor)).
+//! the *rescuer* and delivered by the *dispatcher*. The rescuer and the dispatcher are separate services: the rescuer
+//! sends commands (see [`command`]) to the dispatcher. The services and the inline dispatcher use the same rules about
+//! *which messages may be delivered now*, and the same implementation of delivery
+//! ([`Processor`](dispatch::Processor)).
 //!
 //! ```
 //! use document_outbox::{Aggregate, Message, Outbox};
@@ -120,8 +122,8 @@ pub mod derived {
     impl<T: Serialize + Send + Sync> Id for T {}
 }
 
-/// Items that the rescuer, the dispatcher, their services and the proofs share with this crate. They are not part of
-/// the crate's interface and may change in any version.
+/// Items that the rescuer, the dispatcher, their services and the proofs share with this crate. These items are not
+/// part of the crate's interface and may change in any version.
 #[doc(hidden)]
 pub mod internal {
     #[cfg(feature = "rabbitmq")]

@@ -94,7 +94,7 @@ impl TlsFiles {
     /// URI can't be parsed.
     ///
     /// These files are checked here because the driver accepts a CA file that contains no certificate, and then trusts
-    /// no server. Also, the driver opens the certificate file only when it connects.
+    /// no server. Also, the driver opens the certificate file only when the driver connects.
     #[must_use]
     pub fn of_mongodb(uri: &str) -> Self {
         match ConnectionString::parse(uri).map(|parsed| parsed.tls) {

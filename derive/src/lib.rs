@@ -1,7 +1,7 @@
 //! The derive macros of `document-outbox`: [`Aggregate`](macro@Aggregate) and [`Message`](macro@Message).
 //!
-//! `document-outbox` re-exports them with its default feature `derive`, so depend on `document-outbox` and not on this
-//! crate.
+//! `document-outbox` re-exports both macros with its default feature `derive`, so depend on `document-outbox` and not
+//! on this crate.
 //!
 //! # Flow
 //! Each macro reads its own helper attribute and serde's attributes, because serde decides what is stored. Each mistake
@@ -22,8 +22,8 @@ mod suggestion;
 use proc_macro::TokenStream;
 use syn::{DeriveInput, Error, parse_macro_input};
 
-/// Makes a struct an aggregate. Its id is the field that serde stores as `_id`, and its outbox is the field of type
-/// `Outbox`. The documentation of the trait with the same name has an example.
+/// Makes a struct an aggregate. The aggregate's id is the field that serde stores as `_id`, and its outbox is the
+/// field of type `Outbox`. The documentation of the trait with the same name has an example.
 ///
 /// Keys of `#[aggregate(…)]` on the struct:
 ///
@@ -41,10 +41,10 @@ use syn::{DeriveInput, Error, parse_macro_input};
 /// | `renamed` | `#[serde(alias = "…")]` is safe on this field, because no running process writes the old name any more |
 ///
 /// # Errors
-/// The macro refuses structs that could not be saved or loaded: without a field `_id`, with a skipped id or inbox, with
-/// an outbox that is not skipped, with fields stored as `etag` or `outbox`, with names that MongoDB can't update, with
-/// fields that are written but can't be read again, or with `deny_unknown_fields`. For a type that stores something
-/// other than its fields (`transparent`, `into`, an enum), implement the trait by hand.
+/// The macro refuses a struct that could not be saved or loaded. Such a struct has no field `_id`, a skipped id or
+/// inbox, an outbox that is not skipped, a field stored as `etag` or `outbox`, a name that MongoDB can't update, a
+/// field that is written but can't be read again, or the attribute `deny_unknown_fields`. For a type that stores
+/// something other than its fields (`transparent`, `into`, an enum), implement the trait by hand.
 #[proc_macro_derive(Aggregate, attributes(aggregate, serde))]
 pub fn derive_aggregate(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);

@@ -32,11 +32,11 @@ use crate::{
 ///
 /// # Identity
 /// The key of an aggregate is the `_id` in its encoding, and [`id`](Aggregate::id) must return that field. Before
-/// anything is written, an insert and a save check this: they refuse an aggregate that has no `_id`, or whose `_id`
-/// differs from its `id()`. A `String`, a number, an `ObjectId`, a `uuid::Uuid` (stored as binary subtype 0), a newtype
-/// or a struct can be the id without further work. A field can also use one of the encodings that `bson` and `uuid`
-/// provide, such as `uuid_1_as_binary` or `hex_string_as_object_id`. For any other encoding, define a separate type for
-/// the id and implement the encoding on that type.
+/// anything is written, an insert or a save checks the key, and refuses an aggregate that has no `_id`, or whose `_id`
+/// differs from its `id()`. A `String`, a number, an `ObjectId`, a `uuid::Uuid` (stored as binary subtype 0), a
+/// newtype or a struct can be the id without further work. A field can also use one of the encodings that `bson` and
+/// `uuid` provide, such as `uuid_1_as_binary` or `hex_string_as_object_id`. For any other encoding, define a separate
+/// type for the id and implement the encoding on that type.
 ///
 /// # Other fields
 /// The document's fields `etag` and `outbox` belong to the library. The struct must not write fields with these names
@@ -91,11 +91,11 @@ pub trait Aggregate: Serialize + DeserializeOwned + Send + Sync {
     /// The fields that identify array elements, as pairs of the array's path and a field of its elements, such as
     /// `("lines", "sku")`. The path of an array inside the elements of another array is written `lines.discounts`.
     ///
-    /// A save that changes an array keeps the fields that the struct doesn't know in every element that it recognises.
-    /// An element is recognised if all fields that the struct knows are unchanged, if the field that identifies it (by
-    /// default `_id` or `id`) has the same value, or if the element has its old index between two recognised
-    /// neighbours. All other elements are written without their unknown fields; the dropped fields are counted
-    /// (`outbox_unknown_fields_dropped_total`) and logged once for each path.
+    /// A save that changes an array keeps the fields that the struct doesn't know in every element that the save
+    /// recognises. An element is recognised if all fields that the struct knows are unchanged, if the identifying
+    /// field of the element (by default `_id` or `id`) has the same value, or if the element has its old index between
+    /// two recognised neighbours. All other elements are written without their unknown fields; the dropped fields are
+    /// counted (`outbox_unknown_fields_dropped_total`) and logged once for each path.
     const ELEMENT_KEYS: &'static [(&'static str, &'static str)] = &[];
 
     /// Returns the aggregate's identity, the field that is stored as `_id`.
@@ -105,7 +105,7 @@ pub trait Aggregate: Serialize + DeserializeOwned + Send + Sync {
     fn outbox(&mut self) -> &mut Outbox;
 }
 
-/// An aggregate that receives messages: it has an inbox, which recognises repeats.
+/// An aggregate that receives messages, and has an inbox, which recognises repeats.
 ///
 /// The [derive](macro@crate::Aggregate) implements this trait for a struct with a field of the type
 /// [`Inbox`].

@@ -55,7 +55,7 @@ pub struct PendingMessage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Due {
-    /// As soon as the save has stored it.
+    /// As soon as the save has stored the message.
     #[default]
     Now,
     /// Not before this time.
@@ -91,9 +91,9 @@ impl Outbox {
     /// Sends a message with the next save and delays its delivery until `at`, by the server's clock. `at` is a
     /// [`SystemTime`](std::time::SystemTime) or a BSON date; a past time counts as now.
     ///
-    /// The message is stored with the document like any other. Once it is due, the rescuer's sweep finds it, up to one
-    /// `sweep_interval` later. Until the message is due, it doesn't block the document's other messages. Once it is
-    /// due, it keeps the order in which the document's messages were sent. While the message waits,
+    /// The message is stored with the document like any other. Once the message is due, the rescuer's sweep finds it,
+    /// up to one `sweep_interval` later. Until then the message doesn't block the document's other messages; after
+    /// that it keeps the order in which the document's messages were sent. While the message waits,
     /// [`Store::delete`](crate::Store::delete) doesn't delete the document, and the document's other messages are
     /// delivered more slowly.
     pub fn send_at<M: Message>(&mut self, message: M, at: impl Into<DateTime>) -> &mut PendingMessage {

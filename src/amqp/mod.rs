@@ -4,11 +4,12 @@
 //!
 //! # Flow
 //!
-//! A [`Publisher`] and a [`Consumer`] each own one connection and one supervisor task. The supervisor connects, opens a
-//! channel, applies the [`Topology`], and works until a failure. Then it drops the connection and starts again after a
-//! growing, jittered pause. It never repairs a channel, because a half-alive channel can't be distinguished from a dead
-//! one, while a new channel is known to be good. Only a channel that the broker closed because of a message is replaced
-//! on the same connection; the publisher then uses a separate connection to find out which message was the cause.
+//! A [`Publisher`] and a [`Consumer`] each own one connection and one supervisor task. The supervisor connects, opens
+//! a channel, applies the [`Topology`], and works until a failure. Then it drops the connection and starts again after
+//! a growing, jittered pause. The supervisor never repairs a channel, because a half-alive channel can't be
+//! distinguished from a dead one, while a new channel is known to be good. Only a channel that the broker closed
+//! because of a message is replaced on the same connection; the publisher then uses a separate connection to find out
+//! which message was the cause.
 //!
 //! ```text
 //!            ┌───────────── pause ◀──────────────┐
@@ -20,8 +21,8 @@
 //! # Guarantees
 //!
 //! - [`Published::Confirmed`] is returned only for a message that the broker acknowledged and did not return.
-//! - [`Publisher::publish`] never waits for a connection. If there is none, it returns [`Published::Unavailable`] at
-//!   once.
+//! - [`Publisher::publish`] never waits for a connection. If there is no connection, the call returns
+//!   [`Published::Unavailable`] at once.
 //! - If the broker refuses a message by closing the channel, only that message is [`Published::Rejected`]. Each of the
 //!   other messages is published again at most once.
 //! - In mode [`TopologyMode::Declare`] a queue or binding that was removed is declared again when a message for it was
@@ -32,8 +33,8 @@
 //!
 //! # Caveats
 //!
-//! - After `Unavailable { maybe_sent: true }` the outcome is unknown, and publishing the message again may duplicate
-//!   it.
+//! - After `Unavailable { maybe_sent: true }` the outcome is unknown, and the message may be duplicated if it is
+//!   published again.
 //! - The broker announces an alarm only to connections that publish, so the first window after the alarm waits for
 //!   [`AmqpSettings::confirm_timeout`].
 //! - The broker does not answer acknowledgements. If an acknowledgement is sent just before the connection is closed, a

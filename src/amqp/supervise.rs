@@ -92,8 +92,8 @@ pub(super) async fn supervise(mut supervised: impl Supervised) {
     supervised.ended();
 }
 
-/// Calculates the pauses between connections. They double, have jitter, and become short again after a connection that
-/// lasted.
+/// Calculates the pauses between connections. The pauses double, have jitter, and become short again after a
+/// connection that lasted.
 pub(super) struct Pauses {
     min: Duration,
     max: Duration,

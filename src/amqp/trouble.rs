@@ -1,4 +1,4 @@
-//! Classifies failures of RabbitMQ by scope: one message, its channel, or the connection.
+//! Classifies failures of RabbitMQ by their scope, which is one message, a channel, or the connection.
 
 use std::fmt::{self, Display};
 
@@ -49,9 +49,9 @@ impl Cause {
 
         match error.kind() {
             AMQPErrorKind::Soft(_) => Self::Channel(code),
-            // These are the codes that the broker uses for bad requests: frame, syntax, command, channel, unexpected
-            // frame, not implemented, internal. The remaining codes (320, 402, 506, 530) concern the broker itself or
-            // the whole connection.
+            // The broker uses the following codes for bad requests: frame, syntax, command, channel, unexpected frame,
+            // not implemented, internal. The remaining codes (320, 402, 506, 530) concern the broker itself or the
+            // whole connection.
             AMQPErrorKind::Hard(_) if matches!(code, 501..=505 | 540 | 541) => Self::Connection(code),
             AMQPErrorKind::Hard(_) => Self::Lost,
         }

@@ -1,7 +1,7 @@
 //! The command `ProcessDocumentMessages`, a hint that a document's outbox should be processed.
 //!
-//! A command only names a document and grants no rights, so it does no damage if it is lost, repeated, stale or forged.
-//! It is the only kind of message between rescuer, inline dispatcher and dispatcher worker.
+//! A command only names a document and grants no rights, so it does no damage if it is lost, repeated, stale or
+//! forged. Commands are the only kind of message between rescuer, inline dispatcher and dispatcher worker.
 //!
 //! ```json
 //! {"database":"shop","collection":"orders","document_key":{"_id":"o-1"},"key":"EgAAAAJfaWQABAAAAG8tMQAA","reason":"stream"}
@@ -87,7 +87,7 @@ pub enum Reason {
     Sweep,
     /// The inline dispatcher handed a failed delivery to a worker.
     Handoff,
-    /// An operator requested it.
+    /// An operator requested the command.
     Operator,
     /// A reason that this version doesn't know.
     #[serde(other)]
@@ -158,7 +158,7 @@ struct ReceivedCommand<K> {
 type Readable = serde_json::Map<String, serde_json::Value>;
 
 impl ProcessDocumentMessages {
-    /// Creates a command for this document. It is valid in any cluster.
+    /// Creates a command for this document. The command is valid in any cluster.
     pub fn new(document: DocumentRef, reason: Reason) -> Self {
         Self { document, reason, cluster: None }
     }

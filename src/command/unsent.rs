@@ -1,4 +1,4 @@
-//! Replaces the command sender in a build without RabbitMQ. This type can't be constructed.
+//! Replaces the command sender in a build without RabbitMQ, with a type that can't be constructed.
 
 use std::convert::Infallible;
 

@@ -17,9 +17,10 @@
 //! All headers are strings. If receivers can't take a colon in a header's name, set the [prefix](AttributePrefix) to
 //! `cloudEvents_`.
 //!
-//! A message header is dropped if it could be mistaken for a header of the library or the broker. These are headers
-//! whose name begins with `cloudEvents:` or `cloudEvents_`, in upper or lower case, and headers that RabbitMQ reserves
-//! for its own records or for another protocol's properties (`x-death` and similar, `x-received-from`, `x-amqp-1.0-…`).
+//! A message header is dropped if it could be mistaken for a header of the library or the broker. Such headers are
+//! those whose name begins with `cloudEvents:` or `cloudEvents_`, in upper or lower case, and headers that RabbitMQ
+//! reserves for its own records or for another protocol's properties (`x-death` and similar, `x-received-from`,
+//! `x-amqp-1.0-…`).
 //!
 //! [CloudEvents]: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md
 //! [AMQP binding]: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/amqp-protocol-binding.md

@@ -18,7 +18,7 @@
 //! - The deliverer never panics, whatever a document contains, and never waits forever.
 //! - After a delivery was dropped halfway, the deliverer is still usable.
 //! - The deliverer's error texts give the reason and never include any of the payload.
-//! - While the deliverer is unavailable, no attempt is counted. It becomes available again without help.
+//! - While the deliverer is unavailable, no attempt is counted. The deliverer becomes available again without help.
 //! - The deliverer serves the `via` that it stores with messages, and no unknown `via`.
 //!
 //! # Caveats
@@ -51,13 +51,13 @@ const RECOVERS: &str = "the deliverer becomes available again without help";
 const SERVES: &str = "the deliverer serves the `via` that it stores with messages, and no unknown `via`";
 /// The pause between two tries if a deliverer says that it is available but isn't.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
-/// Part of the payloads; it must not appear in error texts.
+/// A part of the payloads that must not appear in error texts.
 const SECRET: &str = "conformance-secret-0f8e";
 
 /// A deliverer to test, together with the receiver at its other end.
 #[async_trait]
 pub trait Harness: Send + Sync {
-    /// Returns the deliverer. It must be available.
+    /// Returns the deliverer, which must be available.
     fn deliverer(&self) -> &dyn Deliver;
 
     /// Returns a message that the receiver accepts; [`envelope`] can create one. The suite replaces the
@@ -242,7 +242,7 @@ impl Suite<'_> {
     async fn dropped_halfway(&self) {
         for _ in 0..10 {
             let window = self.window(5);
-            // Poll the delivery once, then drop it.
+            // Poll the delivery once, then drop the delivery.
             let _ = self.0.deliverer().deliver(&window).now_or_never();
         }
         self.deliver_all(&self.window(5), DROPPABLE).await;

@@ -34,8 +34,8 @@
 //! # Caveats
 //! - If the process ends before the success of a handler is stored in the document, the handler is called again.
 //!   Handlers must tolerate repeats; [`Envelope::id`] identifies each message.
-//! - If a handler is renamed, processes that have only the old key don't know the new key. While they run together with
-//!   processes that have the new key, they may call the handler again.
+//! - If a handler is renamed, processes that have only the old key don't know the new key. While such processes run
+//!   together with processes that have the new key, they may call the handler again.
 //! - A handler that blocks its thread cannot be aborted.
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
@@ -214,8 +214,8 @@ impl HandlersBuilder {
     /// Builds the handlers.
     ///
     /// # Errors
-    /// An error if two handlers share a current or former key. This also applies to handlers of different message
-    /// types, because operators see only the keys.
+    /// An error if two handlers share a current or former key. The keys of handlers for different message types must
+    /// differ too, because operators see only the keys.
     pub fn build(self) -> Result<Handlers, HandlersError> {
         let mut seen = BTreeSet::new();
         for handler in &self.handlers {
@@ -247,7 +247,7 @@ impl Handlers {
         self.handlers.iter().filter(move |handler| (handler.is_named)(message_type))
     }
 
-    /// Starts the handlers at once. The returned future waits for them.
+    /// Starts the handlers at once. The returned future waits for the handlers to end.
     fn start(&self, envelope: &Envelope) -> impl Future<Output = Answer> + Send + use<> {
         let handled = self.handles(&envelope.message_type);
         let message_type = envelope.message_type.clone();

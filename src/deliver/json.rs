@@ -69,7 +69,7 @@ pub enum PayloadError {
     /// The payload is nested deeper than [`MAX_DEPTH`].
     #[error("the payload is nested deeper than {MAX_DEPTH} levels")]
     TooDeep,
-    /// The JSON writer refused the payload. No BSON value is known to cause this.
+    /// The JSON writer refused the payload. No BSON value is known that the JSON writer refuses.
     #[error("the payload cannot be written as JSON")]
     Unwritable,
 }

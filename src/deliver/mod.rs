@@ -4,8 +4,8 @@
 //! - [`Handlers`] calls functions of this process, by message type.
 //! - [`Router`] sends some message types to one destination and the rest to another.
 //!
-//! For your own destination (an HTTP webhook, another broker) implement [`Deliver`] and run the
-//! [`conformance`] suite on it.
+//! For your own destination (an HTTP webhook, another broker) implement [`Deliver`], and run the [`conformance`] suite
+//! on your implementation.
 
 #[cfg(feature = "rabbitmq")]
 pub mod cloudevents;
@@ -47,7 +47,7 @@ pub const HANDLERS: &str = "handlers";
 pub struct Envelope {
     /// The document whose outbox contains the message.
     pub document: DocumentRef,
-    /// The message's id. It stays the same over all attempts, so that receivers can recognise repeats, as an
+    /// The message's id, which stays the same over all attempts, so that receivers can recognise repeats, as an
     /// [`Inbox`](crate::Inbox) does.
     pub id: Uuid,
     /// The message's stable name.

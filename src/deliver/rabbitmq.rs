@@ -76,11 +76,10 @@ pub struct RabbitMqSettings {
     pub attribute_prefix: AttributePrefix,
     /// The exchange for commands. Used only by [`RabbitMq::start_with_hand_off`]. Default: `outbox.commands`.
     pub commands_exchange: String,
-    /// The queue that dispatchers consume commands from. It is also declared and bound. Default:
+    /// The queue that dispatchers consume commands from. This queue is also declared and bound. Default:
     /// `outbox.process-document-messages`.
     pub commands_queue: String,
-    /// Message types that don't need a queue. If a message of such a type is unroutable, it counts as delivered.
-    /// Default: none.
+    /// Message types that don't need a queue. An unroutable message of such a type counts as delivered. Default: none.
     pub unroutable_ok: BTreeSet<String>,
 }
 
@@ -160,9 +159,9 @@ impl RabbitMq {
         Self::start_on(settings, topology)
     }
 
-    /// Like [`start`](Self::start), and also sends commands over the same connection, for
-    /// [`hand_off`](crate::dispatch::InlineBuilder::hand_off), which hands messages over to a dispatcher at once if
-    /// their delivery failed.
+    /// Like [`start`](Self::start), but also returns a sender of commands over the same connection. Give the sender to
+    /// [`hand_off`](crate::dispatch::InlineBuilder::hand_off), so that messages whose delivery failed are handed over
+    /// to a dispatcher at once.
     ///
     /// ```no_run
     /// # use document_outbox::{InlineDispatcher, deliver::{RabbitMq, RabbitMqSettings}};

@@ -1,10 +1,10 @@
 //! Sends some messages to one deliverer and the rest to another.
 //!
 //! # Flow
-//! When a message is saved, its type decides the `via` that is stored with it ([`Deliver::via`]); when the message is
-//! delivered, the stored `via` decides, even if the routes have changed. So a message never goes to a deliverer other
-//! than the one that it was saved for. For example, a message that was saved for the broker still goes there after its
-//! type got a handler.
+//! When a message is saved, its type decides which `via` is stored with the message ([`Deliver::via`]). When the
+//! message is delivered, the stored `via` decides, even if the routes have changed. So a message never goes to a
+//! deliverer other than the deliverer for which it was saved. For example, a message that was saved for the broker
+//! still goes there after its type got a handler.
 //!
 //! # Guarantees
 //! - The parts of a window are delivered over their routes concurrently. If one route fails, panics, is unavailable or

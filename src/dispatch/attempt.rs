@@ -95,8 +95,8 @@ impl Processor {
         let answers = match ended {
             Some(Ok(answers)) => answers,
             Some(Err(_panic)) => fail_all(window, "the deliverer panicked"),
-            // This is not the message's fault: the destination became unavailable during the delivery, for example
-            // because an alarm blocks the broker's connection.
+            // The failure is not the message's fault: the destination became unavailable during the delivery, for
+            // example because an alarm blocks the broker's connection.
             None if !self.deliver.is_available() => {
                 let why = Outcome::Unavailable(
                     "the destination became unavailable, and no answer arrived before the claim expired"

@@ -71,7 +71,7 @@ impl InlineBuilder {
     }
 
     /// Limits the memory for messages in delivery, in bytes. The outboxes that are read for delivery may take up the
-    /// same amount of memory again. If a save's messages don't fit, they are left to the rescuer. Default 64 MiB.
+    /// same amount of memory again. If the messages of a save don't fit, the rescuer delivers them. Default 64 MiB.
     pub fn memory_bytes(mut self, bytes: usize) -> Self {
         self.settings.memory_bytes = bytes;
         self
@@ -111,9 +111,9 @@ impl InlineBuilder {
         self
     }
 
-    /// Sets whether concurrent saves are sent to MongoDB together, in one command with a statement for each save. This
-    /// multiplies the throughput under load and doesn't change the outcome of any save. A single save is always sent
-    /// alone. Default on.
+    /// Sets whether concurrent saves are sent to MongoDB together, in one command with a statement for each save.
+    /// Sending saves together multiplies the throughput under load, and doesn't change the outcome of any save. A
+    /// single save is always sent alone. Default on.
     pub fn group_commit(mut self, on: bool) -> Self {
         self.settings.group_commit = on;
         self
@@ -126,7 +126,8 @@ impl InlineBuilder {
     ///
     /// The price is repeats: messages that are still in their documents when the process dies, or ends without
     /// [`close`](InlineDispatcher::close), are delivered again. To other processes these messages also appear
-    /// undelivered, so later messages that other processes send from the same document wait for them.
+    /// undelivered. So if another process sends later messages from the same document, the later messages wait until
+    /// these messages are cleared.
     pub fn defer_clears(mut self, time: Duration) -> Self {
         self.defer_clears = time;
         self

@@ -140,8 +140,8 @@ impl Claimer {
         }
     }
 
-    /// Tries to undo a claim that got no clear answer. If the claim was written and not undone, it would count as a
-    /// claim whose holder died. No message was published under this claim, so a rollback of the undo is harmless.
+    /// Tries to undo a claim that got no clear answer. A claim that was written and not undone would count as a claim
+    /// whose holder died. No message was published under this claim, so a rollback of the undo is harmless.
     async fn undo(&self, claim: &Claim, now: DateTime) {
         let entries: Vec<_> = claim.entries.iter().collect();
         let Release { filter, update, elements } = Self::release_of(claim, &entries, now, &[]);

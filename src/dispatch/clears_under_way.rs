@@ -11,7 +11,7 @@
 //! # Guarantees
 //! - A clear is tracked from before its save is answered until the server has answered the clear, or a save has removed
 //!   its messages.
-//! - If a clear finds nothing because a save was faster, this is not reported as a lost claim.
+//! - If a clear finds nothing because a save was faster, no lost claim is reported.
 
 use std::{collections::HashMap, future::Future, sync::Arc};
 

@@ -9,17 +9,18 @@
 //! ```
 //!
 //! # Guarantees
-//! - Every deferred message is eventually cleared: when its time limit is reached, or earlier if a save that has taken
-//!   it fails or is dropped, if its document is flushed, or if the last handle is dropped.
+//! - Every deferred message is eventually cleared, no later than when its time limit is reached. A deferred message is
+//!   cleared earlier if a save that has taken the message fails or is dropped, if the document is flushed, or if the
+//!   last handle is dropped.
 //! - If a save has taken messages and never finishes, for example because its future is not polled, the messages are
-//!   still cleared before their claim ends. If the save continues later, its filter matches nothing, and it writes
-//!   again without removing those messages.
-//! - A flush waits for the messages that were deferred when it was called, and not for later ones.
+//!   still cleared before their claim ends. If the save continues later, its filter matches nothing, and the save
+//!   writes again without removing those messages.
+//! - A flush waits for the messages that were deferred when the flush was called, and not for later messages.
 //!
 //! # Caveats
-//! If a process dies, messages whose clear was deferred are delivered again once their claim has ended. The same
-//! happens if a process ends without closing its inline dispatcher. It also happens if the runtime ends before the
-//! dispatcher is closed; in that case, the number of messages is logged.
+//! If a process dies, messages whose clear was deferred are delivered again once their claim has ended. The messages
+//! are also delivered again if the process ends without closing its inline dispatcher, or if the runtime ends before
+//! the dispatcher is closed. In the last case, the number of messages is logged.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -67,7 +68,8 @@ struct Queue {
 struct QueueState {
     /// The number last given to a deferred message or to a clear.
     next: u64,
-    /// The deferred messages by number, both waiting ones and those taken by a save that has not ended yet.
+    /// The deferred messages by number: messages that wait, and messages that were taken by a save that has not ended
+    /// yet.
     deferred: HashMap<u64, Deferred>,
     /// The numbers of the waiting messages, by document.
     waiting: HashMap<Key, u64>,
@@ -193,8 +195,8 @@ impl DeferredClears {
         Self { queue, _last: Arc::new(gone.drop_guard()) }
     }
 
-    /// Defers the clear of these messages, or returns them if they must be cleared at once. From `until` on, their
-    /// claim is treated as ended.
+    /// Defers the clear of these messages, or returns the messages if they must be cleared at once. From `until` on,
+    /// the claim of the messages is treated as ended.
     pub(crate) fn defer(&self, delivered: Delivered, until: Instant) -> Result<(), Delivered> {
         let mut state = self.queue.lock();
         let full = state.messages.max(state.going.len()) >= MOST;
@@ -336,8 +338,8 @@ impl Drop for EndedClears {
     }
 }
 
-/// Delivered messages that a save will remove from their document. If this is dropped without a call to
-/// [`done`](Taken::done), they are cleared at once.
+/// Delivered messages that a save will remove from their document. If this value is dropped without a call to
+/// [`done`](Taken::done), the messages are cleared at once.
 pub(crate) struct Taken {
     number: u64,
     delivered: Delivered,

@@ -209,8 +209,8 @@ impl SaveDelivery {
 
     async fn deliver_claimed(&mut self, claim: &Claim) -> Result<(), Error> {
         self.begin();
-        // This delivery needn't wait for another one: the save's filter matched, so every earlier delivery has cleared
-        // its entries, or this save has removed them.
+        // This delivery needn't wait for another delivery: the save's filter matched, so all earlier entries were
+        // cleared, or this save has removed them.
         let lock = self.deliveries.locks.beside(&claim.document);
         let deliveries = self.deliveries.clone();
         let (processor, stop) = (&deliveries.processor, &deliveries.stop);
@@ -219,8 +219,8 @@ impl SaveDelivery {
 
         if let Some(clear) = end.left_clear {
             self.answer().await;
-            // The caller that just got its answer may be about to save again. Let that save go first; the clear doesn't
-            // block it.
+            // The caller that just got its answer may be about to save again. Let that save go first, because the
+            // clear doesn't block the save.
             tokio::task::yield_now().await;
             processor.clear(&clear).await;
 
@@ -235,7 +235,7 @@ impl SaveDelivery {
     }
 
     /// Decides when the messages of a claim are cleared. A save with scheduled messages is answered after the clear,
-    /// because the scheduled messages stay in the outbox and the next save could not remove the delivered ones.
+    /// because the scheduled messages stay in the outbox, and the next save could not remove the delivered messages.
     fn clearing(&self, claim: &Claim) -> Clearing {
         match &self.waiter {
             Some(Waiter { waits_for: WaitsFor::Confirm, .. }) if self.ids.len() == claim.entries.len() => {

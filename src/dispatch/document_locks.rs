@@ -59,7 +59,7 @@ impl DocumentLocks {
     }
 
     /// Waits for the lock. Returns `None` at once if another task already waits, because that task will do this task's
-    /// work too. If this future is dropped, its place in the queue becomes free.
+    /// work too. If the future of this call is dropped, the task's place in the queue becomes free.
     pub async fn join(&self, document: &DocumentRef) -> Option<DocumentLock> {
         self.take(document, IfOneWaits::LeaveItToIt).await
     }

@@ -14,8 +14,8 @@ pub fn due_again(entries: &[&Entry], now: DateTime) -> Vec<(Option<DateTime>, Ve
     let mut sent: Option<(DateTime, Vec<Uuid>)> = None;
     let mut others: Vec<(Option<DateTime>, Vec<Uuid>)> = Vec::new();
     for entry in entries {
-        // If the entry had a claim before, or was saved with one, its stored date is the end of that claim, so that
-        // date is not used.
+        // If the entry had a claim before, or was saved with a claim, its stored date is the end of that claim, so the
+        // stored date is not used.
         let before = entry.available_at.filter(|_| entry.claimed_by.is_none());
         match (before, entry.created_at) {
             (Some(at), Some(created_at)) if at > created_at => add(&mut others, Some(at), entry.id),

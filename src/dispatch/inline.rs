@@ -63,7 +63,7 @@ pub enum Mode {
     /// If the process ends without [`close`](InlineDispatcher::close), messages that were already confirmed may be
     /// repeated.
     AwaitConfirm,
-    /// This process delivers no messages; they are left to the rescuer.
+    /// This process delivers no messages; all messages are left to the rescuer.
     Off,
 }
 
@@ -102,21 +102,21 @@ impl InlineDispatcher {
         self.deliveries.processor.subscribe()
     }
 
-    /// Returns a handle that reports the dispatcher's health. Use it in your own health endpoint; it stays
-    /// valid for the life of the process.
+    /// Returns a handle that reports the dispatcher's health, for your own health endpoint. The handle stays valid for
+    /// the life of the process.
     pub fn health(&self) -> Health {
         self.deliveries.processor.health()
     }
 
-    /// Stops accepting work, and waits for the saves and deliveries in progress. Stores can continue to save; their
-    /// messages are left to the rescuer.
+    /// Stops accepting work, and waits for the saves and deliveries in progress. Stores can continue to save; the
+    /// messages of such saves are left to the rescuer.
     ///
     /// Returns when everything has ended, and no later than the end of the grace period `grace`, even if a save's
-    /// future is not polled or MongoDB or the broker is unavailable. A grace period below 2 s counts as 2 s. Deliveries
-    /// continue for most of the grace period. In its last fifth, at most 2 s, messages whose delivery has not begun are
-    /// released. Messages that are still claimed after that are delivered by another process once their claim has
-    /// ended. With `Duration::MAX` this waits until all deliveries have ended; the leases of their claims limit that
-    /// time.
+    /// future is not polled or MongoDB or the broker is unavailable. A grace period below 2 s counts as 2 s.
+    /// Deliveries continue for most of the grace period. In the last fifth of the grace period, at most 2 s, messages
+    /// whose delivery has not begun are released. Messages that are still claimed after the grace period are delivered
+    /// by another process once their claim has ended. With `Duration::MAX`, this call waits until all deliveries have
+    /// ended; the leases of their claims limit that time.
     pub async fn close(&self, grace: Duration) {
         let began = Instant::now();
         self.seats.close();

@@ -59,9 +59,9 @@ pub enum Disposition {
         /// The error.
         error: String,
     },
-    /// The message is not due yet. The rescuer finds it once it is due.
+    /// The message is not due yet. The rescuer finds the message once it is due.
     Scheduled,
-    /// The message was not tried yet, or the try was interrupted. The rescuer delivers it.
+    /// The message was not tried yet, or the try was interrupted. The rescuer delivers the message.
     Waiting,
     /// The message is no longer in the outbox, but this process did not remove it: another process delivered it, or a
     /// writer that bypasses the library deleted or overwrote the document.

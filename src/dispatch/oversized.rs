@@ -1,10 +1,10 @@
 //! Handles documents that have no room for a claim.
 //!
-//! If a document is only a few bytes below the server's limit of 16 MiB, the server refuses every update that makes it
-//! grow, and a claim does make it grow. The messages of such a document are instead delivered one at a time, under a
-//! lease in the state database. The state that would be stored in the entries (number of attempts, time of the next
-//! attempt, handlers that have received the message, death) is kept with the lease. Removing a delivered message makes
-//! room, so a document is rarely in this state for long.
+//! If a document is only a few bytes below the server's limit of 16 MiB, the server refuses every update that makes
+//! the document grow, and a claim makes the document grow. The messages of such a document are instead delivered one
+//! at a time, under a lease in the state database. The state that would be stored in the entries (number of attempts,
+//! time of the next attempt, handlers that have received the message, death) is kept with the lease. Removing a
+//! delivered message makes room, so a document is rarely in this state for long.
 
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ pub(crate) enum Leased {
     },
 }
 
-/// A lease on a document. It also keeps the state of messages for which the document has no room.
+/// A lease on a document, which also keeps the state of messages for which the document has no room.
 pub(crate) struct Lease {
     token: String,
     until: DateTime,

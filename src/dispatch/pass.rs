@@ -8,11 +8,12 @@
 //!                     ▼                                       └─ Unavailable ─▶ release
 //!              why it waits
 //! ```
-//! The inline dispatcher and the dispatcher worker both make passes, and each decides when to make them.
+//! The inline dispatcher and the dispatcher worker both make passes, and each of them decides when to make a pass.
 //!
 //! # Caveats
-//! If a claim expires during a delivery, the delivery can't be undone, and the next holder repeats it. The check of the
-//! remaining lease before each delivery makes such repeats rare. The receiver's `inbox` makes them harmless.
+//! If a claim expires during a delivery, the delivery can't be undone, and the next holder repeats it. The check of
+//! the remaining lease before each delivery makes such repeats rare. The receiver's `inbox` makes such repeats
+//! harmless.
 
 use std::time::{Duration, Instant};
 
@@ -156,7 +157,7 @@ impl Pass<'_> {
             return Ok(NextStep::End(Processed::Unavailable));
         }
 
-        // The read may wait for memory; a stop must not wait for it.
+        // The read may wait for memory, and a stop must not wait for the read.
         let Some(read) = self.stop.run_until_cancelled(self.processor.read(self.document)).await else {
             return Ok(NextStep::End(Processed::Interrupted));
         };

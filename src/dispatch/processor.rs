@@ -177,8 +177,8 @@ impl Processor {
         self.mongo.clock()
     }
 
-    /// Returns a handle that reports the processor's health. Use it in your own health endpoint; it stays
-    /// valid for the life of the process.
+    /// Returns a handle that reports the processor's health, for your own health endpoint. The handle stays valid for
+    /// the life of the process.
     pub fn health(&self) -> Health {
         Health::of(self.vitals())
     }

@@ -44,7 +44,7 @@ pub(crate) struct Seat {
     pub(crate) taken: TakenSeat,
 }
 
-/// A taken seat. It becomes free when this is dropped.
+/// A taken seat, which becomes free when this value is dropped.
 pub(crate) struct TakenSeat {
     _permit: OwnedSemaphorePermit,
     _room: Room,
@@ -78,7 +78,7 @@ impl Seats {
         Ok(Seat { save, taken: TakenSeat { _permit: permit, _room: room, _in_flight: in_flight } })
     }
 
-    /// Closes the seats. From now on no save gets one.
+    /// Closes the seats. From now on no save gets a seat.
     pub(crate) fn close(&self) {
         self.closing.cancel();
         self.saves.close();

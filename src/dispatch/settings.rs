@@ -64,12 +64,12 @@ impl ProcessorSettings {
     }
 }
 
-/// Limits how fast messages are delivered. The limit is asked before a claim is made, so that no claim expires during
-/// the wait.
+/// Limits how fast messages are delivered. The processor asks for permits before it makes a claim, so that no claim
+/// expires during the wait.
 #[async_trait]
 pub trait Pace: Send + Sync + 'static {
-    /// Waits until messages may be claimed and delivered, and returns their number, which is at most `wanted`. If it
-    /// returns zero, the pass ends as [`Processed::Interrupted`](crate::dispatch::Processed::Interrupted), without a
+    /// Waits until messages may be claimed and delivered, and returns their number, which is at most `wanted`. If the
+    /// number is zero, the pass ends as [`Processed::Interrupted`](crate::dispatch::Processed::Interrupted), without a
     /// claim. Must be cancel safe.
     async fn permits(&self, wanted: usize) -> usize;
 }

@@ -2,7 +2,7 @@
 //!
 //! # Guarantees
 //! - A window of an ordered document has only one message. If two messages were pipelined and the first failed, the
-//!   second would overtake it.
+//!   second would overtake the first.
 //! - On a stop, messages whose delivery has not begun are released at once. Deliveries that have begun may finish,
 //!   unless the destination is unavailable.
 //! - Even if a claim is lost or a write fails, every other message is still settled.
@@ -45,15 +45,15 @@ const WINDOW_BYTES: usize = 4 << 20;
 pub(crate) enum Clearing {
     /// The messages are cleared before the delivery returns, because the document is about to be read again.
     AtOnce,
-    /// The next save of the document clears the messages if possible. This requires that the claim has all entries of
-    /// the outbox.
+    /// The next save of the document clears the messages if possible. The save can do so only if the claim has all
+    /// entries of the outbox.
     MayBeDeferred,
     /// Like `MayBeDeferred`, but a clear that is not deferred is left to the caller, which answers its save first.
     ByCaller,
 }
 
 impl Processor {
-    /// Delivers the messages of a claim, and settles every entry of it.
+    /// Delivers the messages of a claim, and settles every entry of the claim.
     pub(crate) async fn deliver_claim(
         &self,
         claim: &Claim,
@@ -123,8 +123,8 @@ impl Processor {
     }
 }
 
-/// The keeper for messages that are claimed in their document. It collects clears and releases and writes them
-/// together.
+/// The keeper for messages that are claimed in their document. The keeper collects clears and releases, and writes
+/// them together.
 pub(crate) struct ClaimKeeper<'a> {
     processor: &'a Processor,
     claim: &'a Claim,
@@ -303,8 +303,8 @@ impl<'a> Settling<'a, ClaimKeeper<'a>> {
         drop(unsettled);
     }
 
-    /// Whether the clear can be left to the caller. This requires that every claimed message was delivered and that
-    /// there are few enough for a save's filter to name them.
+    /// Whether the clear can be left to the caller. For that, every claimed message must have been delivered, and the
+    /// messages must be few enough for a save's filter to name them.
     fn can_leave_the_clear(&self) -> bool {
         let delivered = self.keeper.delivered.len();
         self.keeper.clearing == Clearing::ByCaller

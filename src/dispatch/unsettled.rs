@@ -1,5 +1,5 @@
-//! Limits the number of messages that are published and not yet cleared. These are the messages that would be repeated
-//! if the process were killed now.
+//! Limits the number of messages that are published and not yet cleared. Such messages would be repeated if the
+//! process were killed now.
 //!
 //! A delivery takes permits before it publishes, and returns them when its clear has been answered. A delivery that has
 //! to wait for permits first clears its delivered messages, so it has no permits while it waits. The limit can make

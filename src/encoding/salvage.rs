@@ -1,8 +1,8 @@
 //! Reads stored values as far as possible, so that invalid UTF-8 affects only the value that contains it.
 //!
 //! Other programs write strings and field names that are not UTF-8, and MongoDB stores them. The decoders of the
-//! `bson` crates refuse the whole document in this case. This module reads such text with replacement characters and
-//! reports it as damage.
+//! `bson` crates refuse the whole document if it contains such strings or names. This module reads such text with
+//! replacement characters and reports it as damage.
 //!
 //! **Caveat.** This module is slower than the decoders, so use it only for values that the decoders have refused.
 

@@ -174,7 +174,7 @@ impl ClearSender {
         }
     }
 
-    /// Sends a window. Clears that got no answer from it are then sent one by one.
+    /// Sends a window. Clears that got no answer are then sent one by one.
     async fn send_window(&self, window: Vec<AskedClear>) {
         let Some(first) = window.first() else { return };
         let deadline = Instant::now() + self.lease;
@@ -209,7 +209,7 @@ impl ClearSender {
             }
         };
 
-        // The reply has only the number of clears that found no entry. A save may have overtaken some of them.
+        // The reply has only the number of clears that found no entry. A save may have overtaken some of these clears.
         let overtaken = clears.iter().filter(|clear| clear.overtaken.may_be()).count();
         let lost = lost_claims(&reply).saturating_sub(overtaken as u64);
         if lost > 0 && statements.len() == 1 {
@@ -246,7 +246,7 @@ impl ClearSender {
             let statements: [&RawDocument; 1] = [clear.statement.as_ref()];
             let sent = local_update::send(&self.client, &clear.namespace, &statements);
             let tried = match timeout_at(deadline, sent).await {
-                // Ignore the number of entries that the clear found, because an earlier try may have removed them.
+                // Ignore the number of entries that the clear found, because an earlier try may have removed entries.
                 Ok(Ok(reply)) => {
                     local_update::read(&reply, 1).pop().map_or(Tried::Settled(ClearOutcome::Done), of_reply)
                 }

@@ -7,9 +7,9 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::mongo::error_codes;
 
-/// The time limit of a write. It includes the waits for other requests, for a server, for a lock on the document, and
-/// for the majority. A write that has no clear answer by the deadline counts as unknown, or as not sent if it was never
-/// sent.
+/// The time limit of a write, which includes the waits for other requests, for a server, for a lock on the document,
+/// and for the majority. A write that has no clear answer by the deadline counts as unknown, or as not sent if it was
+/// never sent.
 pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 tokio::task_local! {

@@ -119,8 +119,8 @@ impl Mongo {
     /// Updates or inserts a document with write concern majority, and returns the resulting document.
     ///
     /// # Errors
-    /// The driver's error. It is a duplicate key error if a document with this `_id` exists but the filter doesn't
-    /// match it.
+    /// The driver's error, which is a duplicate key error if a document with this `_id` exists and the filter doesn't
+    /// match that document.
     pub(crate) async fn upsert(&self, upsert: Upsert) -> Result<Option<Document>, Error> {
         let Upsert { namespace, filter, update } = upsert;
         for statement in [&filter, &update] {

@@ -36,8 +36,8 @@ use crate::{
 
 /// Maximum number of statements in one command.
 const MOST_STATEMENTS: usize = 1_000;
-/// Maximum size of the statements in one command. It is below the 16 MiB limit of a message, which leaves room for the
-/// rest of the command.
+/// Maximum size of the statements in one command. This size is below the 16 MiB limit of a message, to leave room for
+/// the rest of the command.
 const MOST_BYTES: usize = 12 << 20;
 /// An update larger than this is sent alone, because it would delay the other updates of its batch by more time than
 /// the batch saves.
@@ -93,7 +93,7 @@ impl Writes {
         }
 
         let (asked, waiter) = write_request::ask(WriteKind::Update, namespace, statement);
-        // If a request can't be queued, it is dropped, and its caller notices that.
+        // If a request can't be queued, the request is dropped, and its caller notices the drop.
         let _queued = timeout_at(waiter.deadline, batcher.enqueue(asked)).await;
         waiter.outcome().await
     }
@@ -186,7 +186,8 @@ impl WriteSender {
             return;
         }
 
-        // If the server accepts all the writes in plain form, it had refused the form of the batch and not the writes.
+        // If the server accepts all the writes in plain form, the server had refused only the form of the batch, and
+        // not the writes.
         if self.send_plain(refused).await == Accepted::All {
             self.go_one_by_one(&namespace);
         }

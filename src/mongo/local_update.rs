@@ -58,8 +58,8 @@ pub(super) async fn send<S: Serialize>(
     client.database(&namespace.db).run_raw_command(command).selection_criteria(primary()).await
 }
 
-/// Reads the result of each statement from a reply. This is needed because `run_command` returns `Ok` even if the reply
-/// refuses single statements.
+/// Reads the result of each statement from a reply, because `run_command` returns `Ok` even if the reply refuses
+/// single statements.
 pub(super) fn read(reply: &Document, statements: usize) -> Vec<LocalReply> {
     let mut replies = vec![LocalReply::Executed; statements];
     let errors = reply.get_array("writeErrors").into_iter().flatten();

@@ -2,7 +2,7 @@
 //!
 //! [`batching`](crate::mongo::batching) forms batches, and each batch is one `find` by `_id` per collection. Answers
 //! are matched by the bytes of the `_id`. If an id has no match, its document is read again alone, so that MongoDB's
-//! own equality applies; the stored `_id` may have a different number type than the requested `_id`.
+//! own equality applies. For example, the stored `_id` may have a different number type than the requested `_id`.
 //!
 //! # Memory
 //! A `find` reserves memory for its single reply, which the server limits to 16 MiB. Documents that don't fit into the
@@ -43,7 +43,7 @@ pub(crate) enum StoredOutbox {
     Gone,
     /// The field `outbox` is not an array.
     Malformed(NotAnArray),
-    /// The elements, and the memory reserved for them.
+    /// The elements of the outbox, and the memory reserved for these elements.
     Entries { slots: Vec<Slot>, room: Room },
 }
 

@@ -10,12 +10,12 @@
 //!    [permit](crate::mongo::batching::BatchPermit), see [`majority`](crate::mongo::majority).
 //!
 //! # Guarantees
-//! - The answer "nothing was written" is given only if a statement was never sent, or if a clear reply states that it
-//!   was not executed. If the whole command is refused, an earlier try may still have been executed.
+//! - The answer "nothing was written" is given only if a statement was never sent, or if a clear reply states that the
+//!   statement was not executed. If the whole command is refused, an earlier try may still have been executed.
 //! - A statement without a clear answer by its deadline counts as unknown.
-//! - A document that is locked, for example by an open transaction, doesn't delay others. Once a command has taken one
-//!   second on the server, its statements are sent one by one, and statements on locked documents are sent last. No
-//!   connection is held between tries.
+//! - A document that is locked, for example by an open transaction, doesn't delay other documents. Once a command has
+//!   taken one second on the server, its statements are sent one by one, and statements on locked documents are sent
+//!   last. No connection is held between tries.
 //!
 //! # Caveats
 //! Replies from mongos have no optime, so the command is repeated with a longer wait for the majority.
@@ -267,7 +267,7 @@ impl Batch<'_> {
             Said::Each(each) => self.note(each),
             Said::Some => {
                 self.doubt(count);
-                // If the server doesn't report which statements were repeated, send them one by one.
+                // If the server doesn't report which statements were repeated, send the statements one by one.
                 self.manner.apart |= asking && !is_repeated;
                 self.manner.asking = !asking;
                 NextTry::AtOnce
@@ -342,7 +342,7 @@ impl Batch<'_> {
         }
     }
 
-    /// Waits until the majority has the executed statements, and answers them.
+    /// Waits until the majority has the executed statements, and answers these statements.
     async fn confirm(&mut self) {
         self.permit = None;
         let executed = std::mem::take(&mut self.executed);

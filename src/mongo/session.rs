@@ -12,8 +12,8 @@
 //!
 //! Both invariants hold because a session of a batch is created on a separate runtime that has already ended when the
 //! session is used. On the runtime that created a session, the driver keeps a task that returns the dropped session to
-//! the pool, and `shutdown` waits for this task. Here the task has ended together with its runtime. The server expires
-//! the session half an hour after its last use.
+//! the pool, and `shutdown` waits for this task. The task of a batch's session has ended together with its runtime.
+//! The server expires the session half an hour after its last use.
 
 use mongodb::{Client, ClientSession, error::Error, options::SessionOptions};
 use parking_lot::{Mutex, MutexGuard};
@@ -27,7 +27,7 @@ pub(crate) struct Sessions {
     idle: Mutex<Vec<Session>>,
 }
 
-/// A session and the number of the last write in it.
+/// A session, and the number of the last write in the session.
 pub(crate) struct Session {
     pub(crate) session: ClientSession,
     pub(crate) number: i64,

@@ -27,7 +27,7 @@ pub(crate) struct Insert {
 ///
 /// **Invariants.** The filter contains an equality on `_id`, and the update doesn't change `_id`. The update always
 /// changes a document that the filter matches, because the server keeps no record of an update without changes and
-/// could not report later that it had matched.
+/// could not report later that the update had matched.
 #[derive(Debug, Clone)]
 pub(crate) struct Update {
     pub(crate) namespace: Namespace,

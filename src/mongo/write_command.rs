@@ -87,7 +87,7 @@ impl Serialize for WriteCommand<'_> {
     }
 }
 
-/// Converts a duration to milliseconds, as MongoDB expects it.
+/// Converts a duration to milliseconds, the unit that MongoDB expects.
 pub(crate) fn millis(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }

@@ -20,7 +20,7 @@ use crate::mongo::{
 pub(crate) struct WriteRequest {
     pub(crate) kind: WriteKind,
     pub(crate) namespace: Namespace,
-    /// The encoded statement. It is encoded before it is batched, so that an encoding error affects only this request.
+    /// The statement, which is encoded before it is batched, so that an encoding error affects only this request.
     pub(crate) statement: RawDocumentBuf,
     pub(crate) departure: Departure,
     pub(crate) deadline: Instant,
@@ -62,7 +62,7 @@ impl WriteWaiter {
             Err(_elapsed) => no_answer(),
         };
 
-        // If the write can be cancelled, it was not sent and never will be.
+        // If the write can be cancelled, the write was not sent and never will be.
         if self.departure.cancel() {
             WriteOutcome::Failed(error_codes::not_sent(why))
         } else {

@@ -74,8 +74,8 @@ pub struct Snapshot {
     pub in_flight: usize,
     /// Maximum number of documents in delivery. `None` for a worker, whose caller sets the limit.
     pub capacity: Option<usize>,
-    /// The time since which deliveries have been waiting for the destination (the broker). It is updated only when
-    /// there is a message to deliver.
+    /// The time since which deliveries have been waiting for the destination (the broker). This time is updated only
+    /// when there is a message to deliver.
     #[serde(serialize_with = "as_text")]
     pub circuit_open_since: Option<SystemTime>,
     /// Number of messages that were left to the rescuer since the start.

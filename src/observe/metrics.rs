@@ -114,7 +114,7 @@ impl SaveOutcome {
     }
 }
 
-/// The metrics of one processor. They are registered once, so that recording needs no lookup.
+/// The metrics of one processor, which are registered once, so that recording needs no lookup.
 pub(crate) struct Metrics {
     saves: [Counter; 6],
     messages_sent: Counter,

@@ -130,7 +130,8 @@ pub(crate) fn failed(span: &Span, error_type: &'static str) {
     span.record("otel.status_code", "ERROR");
 }
 
-/// Returns the headers to store with a message. They contain the trace context of the save, unless the sender set one.
+/// Returns the headers to store with a message. The headers contain the trace context of the save, unless the sender
+/// set a trace context.
 pub(crate) fn stored(mut headers: BTreeMap<String, String>) -> BTreeMap<String, String> {
     if !headers.contains_key(TRACEPARENT) {
         carry(&mut headers, &Span::current());
@@ -138,7 +139,7 @@ pub(crate) fn stored(mut headers: BTreeMap<String, String>) -> BTreeMap<String, 
     headers
 }
 
-/// Replaces the trace context in a message's headers with the span's, if the span has one.
+/// Replaces the trace context in a message's headers with the trace context of the span, if the span has one.
 fn carry(headers: &mut BTreeMap<String, String>, span: &Span) {
     let trace = context::headers(span);
     if !trace.is_empty() {
@@ -189,7 +190,7 @@ mod context {
     /// Makes a span a child of the span that these headers name, if they name one.
     pub(super) fn follow(span: &Span, headers: &BTreeMap<String, String>) {
         if let Some(parent) = read(headers) {
-            // This fails if no tracer is installed; then there is no trace to join.
+            // Setting the parent fails if no tracer is installed; then there is no trace to join.
             let _ = span.set_parent(Context::new().with_remote_span_context(parent));
         }
     }

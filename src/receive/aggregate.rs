@@ -22,7 +22,7 @@ use crate::{
 /// Maximum number of times that an aggregate is loaded and saved for one call.
 const TRIES: u32 = 20;
 
-/// An aggregate that receives messages, with the closures for finding, making and changing it.
+/// An aggregate that receives messages, with the closures for finding, making and changing the aggregate.
 pub(super) struct IntoAggregate<T, K, N, A> {
     pub(super) store: Store<T>,
     pub(super) key: K,

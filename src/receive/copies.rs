@@ -1,7 +1,7 @@
 //! The copies of a message that go to the dead-letter queue and to the delay queue.
 //!
-//! A copy has the body, the type, the id, the content type and the time. It also has those headers that are strings, numbers
-//! or booleans, converted to text. It lacks other properties, such as `correlation_id`.
+//! A copy has the body, the type, the id, the content type and the time. A copy also has those headers that are
+//! strings, numbers or booleans, converted to text. A copy lacks other properties, such as `correlation_id`.
 //!
 //! | header of a dead message | content |
 //! |---|---|

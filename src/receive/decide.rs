@@ -112,7 +112,7 @@ pub(super) enum ReceiveStep {
     AwaitDependency(Duration, String),
 }
 
-/// Why a message goes to the delay queue: it has failed, or it follows an earlier message of its key.
+/// Why a message goes to the delay queue. Either the message has failed, or it follows an earlier message of its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Delays {
     OneMore,

@@ -74,8 +74,8 @@ impl DelayedMessages {
             return Place::Kept;
         }
 
-        // Forget messages that never returned. Without this, they would occupy their places until their
-        // keys occur again.
+        // Forget messages that never returned. Otherwise such messages would occupy their places until their keys
+        // occur again.
         if self.count >= MOST {
             let patience = self.patience;
             self.keys.retain(|_, queue| {

@@ -2,7 +2,7 @@
 //! other keys.
 //!
 //! While a failed message is held and tried again, its key is blocked, and later messages of the key are held in
-//! memory. The number of messages held in this way is bounded, because they count towards the prefetch.
+//! memory. The number of held messages is bounded, because they count towards the prefetch.
 
 use std::collections::{HashMap, VecDeque};
 

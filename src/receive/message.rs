@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-/// The headers that copies have in the delay queue and in the dead-letter queue. Functions don't see them.
+/// The headers that copies have in the delay queue and in the dead-letter queue. Functions don't see these headers.
 pub(super) const DELAYS: &str = "outbox-delays";
 pub(super) const ROUTED_BY: &str = "outbox-routing-key";
 pub(super) const SENT_TO: &str = "outbox-exchange";

@@ -39,7 +39,7 @@ pub enum DelayedOrder {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ReceiverSettings {
-    /// The queue that messages are received from. If the receiver declares the queue, it is a quorum queue.
+    /// The queue that messages are received from. A queue that the receiver declares is a quorum queue.
     pub queue: String,
     /// The queue of messages that can't be handled. Default: the queue's name with `.dead`.
     pub dead_letter_queue: String,
@@ -51,12 +51,13 @@ pub struct ReceiverSettings {
     pub bindings: Option<Vec<String>>,
     /// Whether the exchange, the three queues and the bindings are declared, verified, or left alone. Default: declared.
     pub topology: TopologyMode,
-    /// How many times the broker delivers a message without getting an answer, for example because the message kills
-    /// its process, before the broker dead-letters the message. Default: 20, as in RabbitMQ 4.
+    /// The number of times that the broker delivers a message without getting an answer, for example because the
+    /// message kills its process. After that many deliveries, the broker dead-letters the message. Default: 20, as in
+    /// RabbitMQ 4.
     pub delivery_limit: u32,
     /// Declares the queue for one consumer at a time, so that order holds across processes. Default: false.
     pub single_active_consumer: bool,
-    /// What happens to messages of unknown types. Default: they go to the dead-letter queue.
+    /// What happens to messages of unknown types. Default: such messages go to the dead-letter queue.
     pub unknown_types: UnknownTypes,
     /// The maximum number of messages that are taken and not yet settled. Default: 256.
     pub prefetch: u16,

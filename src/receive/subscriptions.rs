@@ -118,10 +118,11 @@ impl Subscriptions {
 
     /// Adds an aggregate that receives each message of type `M` exactly once.
     ///
-    /// `key` returns the id of the aggregate that a message is for. The aggregate is loaded; if it doesn't exist,
-    /// `make` creates it. Unless the aggregate's inbox has a record of the message, `apply` changes the aggregate,
-    /// which is then saved. The message is acknowledged after the majority has the save. After a conflict, all of these
-    /// steps are repeated on the newly loaded aggregate, so the closures should have no other effects.
+    /// `key` returns the id of the aggregate that a message is for. The aggregate is loaded; if the aggregate doesn't
+    /// exist, `make` creates it. Unless the aggregate's inbox has a record of the message, `apply` changes the
+    /// aggregate, which is then saved. The message is acknowledged after the majority has the save. After a conflict,
+    /// all of these steps are repeated on the newly loaded aggregate. So the closures should have no effects other
+    /// than changing the aggregate.
     ///
     /// `apply` returns nothing, or a `Result` with an error that converts into a [`HandlerError`]. After an error the
     /// aggregate is not saved.

@@ -150,7 +150,7 @@ impl Worker {
     }
 
     pub(super) fn connect(&self, links: Links) {
-        // This can't fail, because a receiver is started only once.
+        // Setting the links can't fail, because a receiver is started only once.
         let _ = self.links.set(links);
     }
 
@@ -182,7 +182,7 @@ impl Worker {
         self.last_error.lock().clone()
     }
 
-    /// Accepts a message. It is settled by a new task, or by the task that already works on its key.
+    /// Accepts a message, which is settled by a new task, or by the task that already works on the message's key.
     pub(super) fn accept(self: &Arc<Self>, delivery: Delivery, tasks: &TaskTracker) {
         let (taken, room) = TakenMessage::read(delivery, &self.intake);
         if room == PrefetchRoom::Less {

@@ -1,4 +1,5 @@
-//! Finds the fields that a save writes: those that differ between the aggregate as loaded and its current state.
+//! Finds the fields that a save writes, which are the fields that differ between the aggregate as loaded and its
+//! current state.
 
 use std::collections::{BTreeMap, HashMap};
 

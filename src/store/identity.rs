@@ -2,9 +2,9 @@
 //!
 //! # Flow
 //! An insert and a save take the key from the encoding, and refuse an aggregate whose `id()` differs. A load has only
-//! the id. It searches for the document by the id's own encoding first, and then by the other encodings that
-//! `#[serde(with = ..)]` on the field may produce. After the load, the document is identified by the exact bytes of its
-//! stored `_id`.
+//! the id, and searches for the document by the id's own encoding first, and then by the other encodings that
+//! `#[serde(with = ..)]` on the field may produce. After the load, the document is identified by the exact bytes of
+//! its stored `_id`.
 //!
 //! # Guarantees
 //! `load` finds every document that `insert` stored under the same id. An aggregate that `load` couldn't find is
@@ -75,7 +75,8 @@ pub(super) fn check_id<I: Serialize>(encoded: &RawDocument, id: &I) -> Result<us
     }
 }
 
-/// Whether the `_id` is an `Option` without a value. This is assumed if the aggregate can be decoded without an `_id`.
+/// Whether the `_id` is an `Option` without a value. The function assumes so if the aggregate can be decoded without
+/// an `_id`.
 pub(super) fn is_unset<T: serde::de::DeserializeOwned>(encoded: &RawDocument) -> bool {
     if !matches!(encoded.get(ID), Ok(Some(RawBsonRef::Null))) {
         return false;

@@ -22,8 +22,8 @@ use crate::{
 impl<T: Aggregate> Store<T> {
     /// Loads an aggregate with read concern majority. Returns `None` if there is no such document.
     ///
-    /// The argument may be any borrowed form of the id, such as a `&str` for a `String`. It must encode in the same way
-    /// as the id itself.
+    /// The argument may be any borrowed form of the id, such as a `&str` for a `String`, if that form encodes in the
+    /// same way as the id itself.
     ///
     /// # Errors
     /// [`Error::Decode`] if the document doesn't fit the struct, [`Error::Unavailable`] if MongoDB can't be reached.

@@ -127,7 +127,8 @@ impl<T: Aggregate> Store<T> {
         self
     }
 
-    /// Names the fields of the collection's shard key other than `_id`. They must be top-level fields of the aggregate.
+    /// Names the fields of the collection's shard key other than `_id`. These fields must be top-level fields of the
+    /// aggregate.
     #[must_use]
     pub fn with_shard_key(mut self, fields: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.shard_key = fields.into_iter().map(Into::into).collect();

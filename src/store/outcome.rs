@@ -154,8 +154,8 @@ pub enum Deleted {
     Conflict,
     /// The document no longer existed.
     Gone,
-    /// The document was not deleted, because its outbox still has messages. Wait until they are delivered, and handle
-    /// the dead ones.
+    /// The document was not deleted, because its outbox still has messages. Wait until the messages are delivered, and
+    /// handle the dead messages.
     Undelivered,
     /// No clear answer arrived, so the document may have been deleted. Load the document to find out.
     Unknown(DriverError),

@@ -142,8 +142,8 @@ impl<T: Aggregate> Store<T> {
         Ok(Draft { entry, due: message.due, bytes })
     }
 
-    /// Adds the dates to the entries and encodes them. Takes a seat of the inline dispatcher (the right to deliver one
-    /// save's messages) if a seat is free. Adds a claim if the outbox may be empty.
+    /// Adds the dates to the entries and encodes the entries. Takes a seat of the inline dispatcher (the right to
+    /// deliver one save's messages) if a seat is free. Adds a claim if the outbox may be empty.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if the server must be asked for its time and can't be reached, and [`Error::Encode`].
@@ -171,8 +171,8 @@ impl<T: Aggregate> Store<T> {
         Prepared::of(document, drafts, now, seat, claim)
     }
 
-    /// Adds the dates to entries that the caller will write, and encodes them. These entries get no claim, and this
-    /// call takes no seat of the inline dispatcher for them.
+    /// Adds the dates to entries that the caller will write, and encodes the entries. The entries get no claim, and no
+    /// seat of the inline dispatcher is taken for them.
     ///
     /// # Errors
     /// The same errors as [`prepare`](Self::prepare).

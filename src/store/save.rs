@@ -2,7 +2,7 @@
 //!
 //! # Flow
 //! 1. *diff* finds the changes since the load and checks the sent messages against the caps.
-//! 2. *admit* checks that the save fits into the document. It asks the server at most once.
+//! 2. *admit* checks that the save fits into the document. This step asks the server at most once.
 //! 3. *prepare* turns the messages into dated and encoded entries, and takes a seat of the inline dispatcher for them.
 //!    Messages that can be delivered at once get a claim.
 //! 4. *write* writes the save, trying the strictest [condition](super::write::Condition) first.
@@ -73,8 +73,8 @@ impl<T: Aggregate> Store<T> {
         }
     }
 
-    /// Marks the aggregate's changes as stored and empties its outbox. This happens only after the write, because a
-    /// dropped save must not lose messages.
+    /// Marks the aggregate's changes as stored and empties its outbox. This function is called only after the write,
+    /// because a dropped save must not lose messages.
     fn forget_changes(&self, loaded: &mut Loaded<T>, diff: Diff) {
         let Diff { now, changes, .. } = diff;
         loaded.value.outbox().take();

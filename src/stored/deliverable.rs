@@ -5,8 +5,8 @@
 //!
 //! The function reads the array in order and skips elements that are dead, malformed, or scheduled and not yet due. In
 //! an ordered document it stops at the first entry that waits for a retry, is claimed by another process, or must be
-//! delivered by another deliverer, because later entries must not overtake such an entry. If dead entries block, it
-//! also stops at a dead entry. In an unordered document it never stops.
+//! delivered by another deliverer, because later entries must not overtake such an entry. If dead entries block, the
+//! function also stops at a dead entry. In an unordered document the function never stops.
 
 use std::fmt;
 
@@ -17,10 +17,12 @@ use crate::stored::entry::{Entry, Slot};
 /// Whether the messages of one document keep their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeliveryOrder {
-    /// Messages are delivered one after the other, in the order of the outbox. A failing message blocks later ones.
+    /// Messages are delivered one after the other, in the order of the outbox. A failing message blocks later
+    /// messages.
     #[default]
     Ordered,
-    /// Like `Ordered`, but a dead message also blocks later ones, until an operator has replayed or removed it.
+    /// Like `Ordered`, but a dead message also blocks later messages, until an operator has replayed or removed the
+    /// dead message.
     DeadBlocks,
     /// Messages are delivered independently. A failing message doesn't block others.
     Unordered,
@@ -193,7 +195,7 @@ pub fn hold(entry: &Entry, now: DateTime) -> Option<Hold> {
         (Some(_), _) => Some(Hold::Claimed(at)),
         (None, 1..) => Some(Hold::Retrying(at)),
         // When the entry was sent, it was already due by a clock that is ahead of the clock of `now`. The entry must
-        // not be skipped as scheduled, because later entries would overtake it.
+        // not be skipped as scheduled, because later entries would then overtake this entry.
         (None, _) if entry.created_at.is_some_and(|created_at| at <= created_at) => None,
         (None, _) => Some(Hold::Scheduled(at)),
     }

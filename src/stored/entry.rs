@@ -230,7 +230,7 @@ fn slots(elements: &[Bson], damaged: &BTreeMap<usize, String>) -> Vec<Slot> {
         }
     }
 
-    // If several elements are the same message, use the first of them. If their contents differ, it is unknown which
+    // If several elements are the same message, use the first element. If their contents differ, it is unknown which
     // element is right.
     let mut slots = Vec::with_capacity(entries.len());
     for (index, entry) in entries.into_iter().enumerate() {

@@ -11,8 +11,8 @@ use crate::encoding::bytes::{Builder, Element, kind};
 pub(crate) enum Filter {
     /// A filter for the driver's own calls.
     Plain(Document),
-    /// A filter for a key that a [`Document`] cannot represent. It can be sent in a command as bytes, but not with the
-    /// driver's own calls.
+    /// A filter for a key that a [`Document`] cannot represent. Such a filter can be sent in a command as bytes, but
+    /// not with the driver's own calls.
     Bytes(RawDocumentBuf),
 }
 

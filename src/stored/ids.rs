@@ -2,7 +2,7 @@
 
 use mongodb::bson::Uuid;
 
-/// Creates an id for a message. It is a UUID version 7, so that ids sort by time.
+/// Creates an id for a message, a UUID of version 7, so that ids sort by time.
 pub(crate) fn new_id() -> Uuid {
     Uuid::from_bytes(uuid::Uuid::now_v7().into_bytes())
 }

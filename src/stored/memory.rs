@@ -38,7 +38,7 @@ pub(crate) struct Memory {
     free: Arc<Semaphore>,
 }
 
-/// A reserved part of the budget. It becomes free when this value is dropped.
+/// A reserved part of the budget, which becomes free when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Room {
     permit: Option<OwnedSemaphorePermit>,
@@ -93,7 +93,7 @@ fn units(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).min(MOST_UNITS)
 }
 
-/// Maximum budget, 1 TiB. This is far below the limit of a semaphore.
+/// Maximum budget, 1 TiB, which is far below the limit of a semaphore.
 const MOST_UNITS: u32 = 1 << 30;
 
 /// Estimates the memory for the outbox of this document: twice the size of its bytes and values, because the messages

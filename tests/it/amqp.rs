@@ -1222,7 +1222,8 @@ async fn fifty_thousand_messages_of_256_callers_are_each_confirmed() {
 }
 
 // --- on a separate broker ----------------------------------------------------------------------------------------
-// These tests change the whole broker.
+
+// The following tests change the whole broker.
 
 /// Checks that messages over a limit are refused until the limit is raised and the connection is replaced.
 async fn raise_the_limit(least: usize, long: usize, raised: usize) {
@@ -1352,7 +1353,8 @@ async fn stress_messages_given_up_behind_late_confirms_stay_unpublished() {
 }
 
 // --- closing ---------------------------------------------------------------------------------------------------------
-// The time limits are so long that closing must not wait for them.
+
+// In the following tests, the publisher's time limits are so long that closing must not wait for them.
 
 fn patient(mut settings: AmqpSettings) -> AmqpSettings {
     settings.connect_timeout = LONG * 10;

@@ -119,7 +119,7 @@ fn a_consumer_changes_an_aggregate() {
     }
 }
 
-/// Counts the lines between `// The consumer:` and the next blank line, and one line for the stop.
+/// Counts the lines between the comment `// The consumer.` and the next blank line, and one line for the stop.
 #[test]
 fn a_consumer_with_an_inbox_takes_eight_lines() {
     let example = include_str!("../../examples/consumer.rs");

@@ -71,7 +71,7 @@ async fn concurrent_messages_of_one_aggregate_are_all_applied() {
     let scene = Scene::begin().await;
     let mut receiver = scene.start(scene.stocks_receiving(), scene.settings()).await;
     for nth in 0..40 {
-        // Each message has its own subject, so that no key orders them.
+        // Each message has a separate subject, and so a separate key, so that the messages are handled in any order.
         let body = serde_json::to_vec(&StockRequested { sku: "a".into(), quantity: 1 }).unwrap();
         let event = cloud_event(Uuid::now_v7(), "stock.requested", &nth.to_string());
         scene.publish(event, "stock.requested", &body).await;

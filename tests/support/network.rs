@@ -54,7 +54,7 @@ pub fn host(uri: &str) -> String {
 }
 
 impl Network {
-    /// Connects to the broker at this URI from now on.
+    /// Creates a proxy to the broker at this URI.
     pub fn to(broker: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

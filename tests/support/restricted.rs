@@ -55,8 +55,8 @@ impl Drop for RestrictedUser {
 
 /// Runs a command on the broker that `scripts/services` started.
 pub fn rabbitmqctl(arguments: &[&str]) -> String {
-    // The directory is in the checkout whose servers are used, and that checkout has the script for the
-    // servers.
+    // This directory belongs to the checkout whose servers the tests use. The script for the servers is in the same
+    // checkout.
     let directory =
         std::env::var("OUTBOX_TEST_SERVICES_DIR").expect(r#"run `eval "$(scripts/services env)"`"#);
     let script = Path::new(&directory).join("../scripts/services");

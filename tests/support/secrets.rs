@@ -176,8 +176,8 @@ impl World {
 }
 
 fn rabbitmqctl(arguments: &[&str]) {
-    // The directory is in the checkout whose servers are used, and that checkout has the script for the
-    // servers.
+    // This directory belongs to the checkout whose servers the tests use. The script for the servers is in the same
+    // checkout.
     let script = Path::new(&variable("OUTBOX_TEST_SERVICES_DIR")).join("../scripts/services");
     let output = Command::new(&script).args(["rabbitmqctl", "-q"]).args(arguments).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

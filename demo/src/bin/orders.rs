@@ -1,11 +1,12 @@
-//! The order application of `scripts/demo`. It makes at least a thousand saves, each with messages, and is built to
-//! survive being killed at any moment.
+//! The order application of `scripts/demo`. The application makes at least a thousand saves, each with messages, and
+//! tolerates being killed at any moment.
 //!
 //! Every order is placed, paid, packed and shipped. Each of these four steps is one save that sends one or two messages
 //! and also stores their ids in the field `sent`. Messages leave the outbox after delivery, but the ids in `sent` stay,
 //! so that a later check can find messages that should have arrived.
 //!
-//! If started again, the application continues with the orders in the database. It reports its work as lines of JSON.
+//! If the application is started again, it continues with the orders in the database. The application reports its work
+//! as lines of JSON.
 
 #![allow(
     clippy::cast_precision_loss,
@@ -195,7 +196,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let orders = client.database(&settings.database).collection::<Order>("orders");
     let shop = Shop { orders: Store::new(orders, &inline) };
     shop.orders.ensure_indexes().await?;
-    // This wait is optional. Messages that are saved before the broker is available are left to the rescuer.
+    // Waiting for the broker is optional. Messages that are saved before the broker is available are left to the
+    // rescuer.
     let _ = tokio::time::timeout(Duration::from_secs(5), messages.available()).await;
 
     shop.run(settings.saves, settings.saves_a_second).await?;

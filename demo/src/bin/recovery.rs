@@ -1,9 +1,10 @@
 //! Measures a recovery. `scripts/measure-recovery` builds the services and runs this program.
 //!
-//! Creates documents with undelivered messages, as after a long outage, and lets the processes `outbox-rescuer` and
-//! `outbox-dispatcher` deliver them at a limited rate. Meanwhile an application saves 50 new documents per second and
-//! delivers their messages inline. Prints the time from such a save until its message is confirmed and cleared, without
-//! and with a concurrent recovery, and the maximum number of recovered messages that a consumer received in one second.
+//! The program creates documents with undelivered messages, as after a long outage, and lets the processes
+//! `outbox-rescuer` and `outbox-dispatcher` deliver these messages at a limited rate. Meanwhile an application saves
+//! 50 new documents per second and delivers their messages inline. The program prints how long such a save takes until
+//! its message is confirmed and cleared, without and with a concurrent recovery. It also prints the maximum number of
+//! recovered messages that a consumer received in one second.
 //!
 //! Needs MongoDB (a replica set) and RabbitMQ, and uses separate names in both.
 
@@ -161,7 +162,7 @@ fn service(name: &str, environment: &[(&str, &str)]) -> Result<Child, Failure> {
     })
 }
 
-/// The application. It makes saves at a fixed pace, however long each save takes.
+/// An application that makes saves at a fixed pace, however long each save takes.
 struct Saves {
     /// The start and duration of each save.
     taken: Arc<Mutex<Vec<(Instant, Duration)>>>,

@@ -8,9 +8,10 @@
 //!
 //! # The watchdog
 //!
-//! A consumer can stop receiving without an error, so an idle consumer checks its queue from time to time. It
-//! reconnects if the broker no longer has the consumer. It also reconnects if two checks in a row find messages waiting
-//! in the queue although this consumer has no unsettled deliveries and no delivery arrived between the checks.
+//! A consumer can stop receiving without an error, so an idle consumer checks its queue from time to time. The
+//! consumer reconnects if the broker no longer knows it. The consumer also reconnects if two checks in a row find
+//! messages waiting in the queue, although the consumer has no unsettled deliveries and no delivery arrived between
+//! the checks.
 //!
 //! At each check, a topology in mode `declare` is declared again, because a queue that lost its binding appears to be
 //! idle.

@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 /// One message from the queue, to be settled by [`ack`](Self::ack), [`reject`](Self::reject) or
 /// [`requeue`](Self::requeue). If a delivery is dropped, its message is requeued.
 ///
-/// Settling returns whether the answer was sent. It returns false if the delivery's connection is gone; in that case
-/// the message is delivered again.
+/// Settling a delivery returns whether the answer was sent. If the delivery's connection is gone, the result is false,
+/// and the message is delivered again.
 pub struct Delivery {
     /// The body.
     pub body: Vec<u8>,
@@ -94,7 +94,7 @@ impl Delivery {
     /// Requeues the message, so that the broker delivers it again at once. Returns false if the answer could not be
     /// sent.
     ///
-    /// Don't use this for retries: the message is redelivered without a pause, and newer brokers don't count this
+    /// Don't use this for retries: the message is redelivered without a pause, and newer brokers don't count a requeue
     /// towards the delivery limit.
     pub async fn requeue(self) -> bool {
         self.held.settle(requeue).await

@@ -1,4 +1,5 @@
-//! The task behind a [`Consumer`](super::Consumer): it connects, subscribes, passes deliveries on, and starts again.
+//! The task behind a [`Consumer`](super::Consumer), which connects, subscribes, hands deliveries to the consumer, and
+//! starts again after a failure.
 
 use std::{
     sync::{
@@ -50,8 +51,8 @@ pub(super) enum Intake {
 pub(super) struct Subscription {
     pub(super) queue: String,
     pub(super) tag: String,
-    /// Number of subscriptions so far on this connection. It is part of the consumer tag, so that unsettled deliveries
-    /// of an earlier subscription don't count for the current one.
+    /// Number of subscriptions so far on this connection. The number is part of the consumer tag, so that unsettled
+    /// deliveries of an earlier subscription don't count for the current one.
     pub(super) count: u64,
 }
 
@@ -228,7 +229,7 @@ impl ConsumeSupervisor {
         let checked = status.and_then(|status| served.watchdog.check(&status, held));
         checked.map_err(End::lost)?;
 
-        // If a stop came first, the next step handles it.
+        // If the consumer was stopped in the meantime, the next step handles the stop.
         let _ = self.unless_stopped(self.declare_again(connection)).await;
         Ok(())
     }
@@ -318,8 +319,8 @@ impl ConsumeSupervisor {
         }
     }
 
-    /// Declares missing parts of the topology. This is needed because a removed binding does not end a subscription,
-    /// although its messages no longer arrive.
+    /// Declares missing parts of the topology. If a binding is removed, the subscription does not end, although the
+    /// binding's messages no longer arrive.
     async fn declare_again(&self, connection: &Connection) {
         if self.plan.topology.mode != TopologyMode::Declare {
             return;

@@ -36,7 +36,7 @@ pub struct Publication {
 pub enum Published {
     /// The broker has put the message into at least one queue.
     Confirmed,
-    /// The broker has no queue for the message and returned it.
+    /// The broker has no queue for the message, and returned the message.
     Unroutable {
         /// The broker's reply code, usually 312.
         code: u16,
@@ -59,7 +59,7 @@ pub enum Published {
         /// The reason, as a sentence.
         reason: String,
     },
-    /// The broker is unavailable. This is not the message's fault.
+    /// The broker is unavailable, which is not the message's fault.
     Unavailable {
         /// The reason, as a sentence.
         reason: String,

@@ -2,9 +2,9 @@
 //!
 //! # Flow
 //!
-//! Callers pass their messages to the supervisor and wait. While one window is in flight, the next window is collected;
-//! it is sent as soon as all confirms of the first have arrived. So a single message is sent without delay and a
-//! thousand callers share round trips, and no timer is needed.
+//! Callers pass their messages to the supervisor and wait. While one window is in flight, the next window is
+//! collected. The next window is sent as soon as all confirms of the first window have arrived. So a single message is
+//! sent without delay and a thousand callers share round trips, and no timer is needed.
 //!
 //! # What happens on a failure
 //!

@@ -2,12 +2,12 @@
 //!
 //! # Flow
 //!
-//! RabbitMQ refuses some messages by closing the channel, or even the connection. It reports the kind of refusal but
-//! not which message it refused, and earlier messages on that channel get no answer. So this module publishes all
+//! RabbitMQ refuses some messages by closing the channel, or even the connection. RabbitMQ reports the kind of refusal
+//! but not which message it refused, and earlier messages on that channel get no answer. So this module publishes all
 //! unanswered messages of the window, and also messages that are similar to a recently refused message ([`Refusals`]).
-//! They share one connection, which is opened when needed and closed when unused for a while, with a few channels that
-//! are reused while they stay open. If a channel is closed, the only message on it was the cause; if the connection is
-//! closed, the cause is known if only one message was on it.
+//! All of these messages share one connection, which is opened when needed and closed when unused for a while. The
+//! connection has a few channels, which are reused while they stay open. If a channel is closed, the only message on
+//! it was the cause; if the connection is closed, the cause is known if only one message was on it.
 //!
 //! # Guarantees
 //!

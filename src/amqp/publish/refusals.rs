@@ -63,7 +63,8 @@ impl Subject {
 
     fn answer(&self, publication: &Publication, said: &str) -> Published {
         match self {
-            // This is not the message's fault: an operator removed the exchange, or the permission to write to it.
+            // The refusal is not the message's fault: an operator removed the exchange, or the permission to write to
+            // it.
             Self::Exchange(_) => Published::Unavailable { reason: said.to_owned(), maybe_sent: false },
             Self::Route(..) | Self::Message(_) => Published::Rejected { reason: said.to_owned() },
             Self::Longer(limit) => Published::Refused {

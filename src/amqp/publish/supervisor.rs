@@ -1,4 +1,5 @@
-//! The task behind a [`Publisher`](super::Publisher): it connects, publishes window after window, and starts again.
+//! The task behind a [`Publisher`](super::Publisher), which connects, publishes window after window, and starts again
+//! after a failure.
 
 use std::{
     sync::{
@@ -276,7 +277,7 @@ impl PublishSupervisor {
         }
     }
 
-    /// Answers a window that got no answers, and all messages waiting behind it.
+    /// Answers the messages of a window that got no answers, and all messages waiting behind that window.
     fn give_up(
         &mut self,
         items: Vec<Item>,
@@ -326,7 +327,7 @@ impl PublishSupervisor {
         left
     }
 
-    /// If RabbitMQ's error names a size limit, refuses the messages that exceed it.
+    /// If RabbitMQ's error names a size limit, refuses the messages that exceed this limit.
     fn learn_limit(&self, said: &str, items: &[Item]) {
         let Some(limit) = longest_body(said) else {
             return;

@@ -171,7 +171,7 @@ impl Serializer for ValueWriter {
     ) -> Result<Bson, CodecError> {
         let written = value.serialize(self)?;
         match &written {
-            // This is the text of a `bson::Uuid`, which keeps its BSON type.
+            // The text comes from a `bson::Uuid`, which keeps its BSON type.
             Bson::String(text) if name == BSON_UUID => {
                 let uuid = uuid::Uuid::parse_str(text).map_err(CodecError::new)?;
                 let bytes = uuid.into_bytes().to_vec();

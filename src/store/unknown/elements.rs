@@ -3,8 +3,8 @@
 //! # Flow
 //! Elements are matched by these steps, in order. Each step handles only elements that the earlier steps left
 //! unmatched:
-//! 1. Elements that are equal in all fields that the struct knows are matched by the longest common subsequence, and
-//!    then equal elements that have moved.
+//! 1. Elements that are equal in all fields that the struct knows are matched by the longest common subsequence. Then
+//!    equal elements that have moved are matched.
 //! 2. Elements whose keys have the same value are matched, if that value is unique. The key is the declared field, or
 //!    `_id` or `id` if no field is declared.
 //! 3. Elements with the same index are matched, if the arrays have equal length, both neighbours are recognised at
@@ -71,7 +71,8 @@ pub(super) fn read_from(
     let (stored_rest, known_rest) = found.rest();
     found.in_order(&stored_rest, &known_rest, |i, j| agrees(stored[i], known[j]));
     if stored.len() == known.len() {
-        // The struct changes the remaining values when it reads them; for example, it removes the spaces around a text.
+        // The struct changes the remaining values when it reads them. For example, a struct may remove the spaces
+        // around a text.
         for place in 0..known.len() {
             if found.is_free(place) {
                 found.pair(place, place);

@@ -5,8 +5,8 @@
 //! recognised array element gets its own unknown fields back.
 //!
 //! # Flow
-//! A load [finds](find) the unknown fields, apart from fields that were [renamed]. A save [carries](carry) them over
-//! into the fields that it sets. Both match the [elements](elements) of arrays.
+//! A load [finds](find) the unknown fields, apart from fields that were [renamed]. A save [carries](carry) the unknown
+//! fields over into the fields that it sets. Both a load and a save match the [elements](elements) of arrays.
 
 pub(super) mod carry;
 mod elements;

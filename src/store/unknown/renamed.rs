@@ -1,10 +1,10 @@
 //! Finds the stored fields that the struct has read under another name, as with `#[serde(alias)]`.
 //!
-//! A field that was read under another name appears unknown, because the struct writes it under its new name. If it
-//! were restored, the document would have both names, which serde refuses to read. serde doesn't report which fields
-//! it has read. So if a level of the document has both an unknown field and a struct field that isn't stored, the
-//! unknown fields are tried: the struct is decoded from its own output plus all unknown fields. If that fails, each
-//! unknown field is tried by itself. A field with which decoding fails was read under another name.
+//! A field that was read under another name appears unknown, because the struct writes it under its new name. If the
+//! field were restored, the document would have both names, which serde refuses to read. serde doesn't report which
+//! fields it has read. So if a level of the document has both an unknown field and a struct field that isn't stored,
+//! the unknown fields are tried: the struct is decoded from its own output plus all unknown fields. If that fails,
+//! each unknown field is tried by itself. A field with which decoding fails was read under another name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
