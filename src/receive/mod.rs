@@ -1,4 +1,4 @@
-//! Receiving messages from a queue of RabbitMQ, into functions and aggregates.
+//! Receives messages from a queue of RabbitMQ, for functions and aggregates.
 //!
 //! ```no_run
 //! # use document_outbox::{Aggregate, Inbox, Message, Outbox, Store, amqp::AmqpSettings};

@@ -1,4 +1,4 @@
-//! The receiver: takes messages, distributes them to tasks, and stops in order.
+//! The receiver takes messages, distributes them to tasks, and stops in order.
 
 use std::{fmt, sync::Arc, time::Duration};
 

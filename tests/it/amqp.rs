@@ -1,6 +1,7 @@
-//! Publishing and consuming on a real RabbitMQ, including failures.
+//! Tests publishing and consuming on a real RabbitMQ, including failures.
 //!
-//! Needs `eval "$(scripts/services env)"`. Every test uses its own names and deletes them.
+//! The tests need `eval "$(scripts/services env)"`. Each test uses its own names, and deletes the queues and exchanges
+//! with these names.
 
 use std::{
     collections::BTreeMap,
@@ -440,8 +441,7 @@ async fn an_absent_exchange_costs_other_exchanges_nothing() {
     .await;
 }
 
-/// A broker user who has permission to publish to the scene's exchange only with routing keys that match
-/// `pattern`.
+/// Creates a user who has permission to publish to the scene's exchange only with routing keys that match `pattern`.
 async fn user_of(scene: &Scene, pattern: &str) -> RestrictedUser {
     let user = RestrictedUser::create(&scene.id, &scene.uri).await;
     user.may_write(&scene.id, pattern).await;
@@ -453,7 +453,7 @@ fn rejected(published: &Published, key: &str) -> bool {
     matches!(published, Published::Rejected { reason } if reason.contains(&said))
 }
 
-/// A queue that takes every routing key of the scene's exchange.
+/// Returns a topology with a queue that takes every routing key of the scene's exchange.
 fn everything(scene: &Scene) -> Topology {
     let mut topology = scene.topology();
     topology.queues[0].bind = vec![(scene.id.clone(), "#".to_owned())];
@@ -545,7 +545,7 @@ async fn a_property_that_rabbitmq_refuses_fails_its_own_message() {
     .await;
 }
 
-/// Some errors end the whole connection, and don't identify the message.
+/// Some errors end the whole connection, and don't show which message was the cause.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_closed_over_one_message_fails_that_message() {
     scene(async |scene| {
@@ -602,7 +602,7 @@ async fn a_permission_given_later_counts_on_the_same_connection() {
     .await;
 }
 
-/// If a permission is revoked for the whole exchange, this is not counted as a failure of any message.
+/// If a permission is revoked for the whole exchange, no message counts as failed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forbidden_exchange_is_misconfigured_until_allowed() {
     scene(async |scene| {
@@ -624,8 +624,8 @@ async fn a_forbidden_exchange_is_misconfigured_until_allowed() {
     .await;
 }
 
-/// If the caller of a publish gives up, its messages have been released, and another process may have
-/// delivered them.
+/// If the caller of a publish gives up, it has released its messages, and another process may have delivered these
+/// messages.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_abandoned_call_publishes_no_messages() {
     scene(async |scene| {
@@ -1049,7 +1049,7 @@ async fn an_operator_close_redelivers_and_voids_old_deliveries() {
         let held = next(&consumer).await;
         assert_eq!(held.message_id.as_deref(), Some("held"));
         scene.close_connection("consumer").await;
-        // Once the consumer is subscribed again, its old buffered deliveries are stale and must not be
+        // Once the consumer has a new connection, the deliveries that it buffered before are stale and must not be
         // returned.
         let mut again = vec![next(&consumer).await, next(&consumer).await];
         assert!(again.iter().all(|delivery| delivery.redelivered), "{again:?}");
@@ -1096,8 +1096,8 @@ async fn a_silently_dead_consumer_is_replaced() {
         let states = consumer.subscribe();
         network.swallow(true);
         until_state(states, |state| *state != State::Ready).await;
-        // Normally the broker would notice the end of the old connection. Here the network is cut, so the
-        // broker does not learn that the connection has ended. It still delivers to the old consumer.
+        // Normally the broker would notice the end of the old connection. Here the network is cut, so the broker does
+        // not learn that the connection has ended. So the broker still delivers to the old consumer.
         network.cut();
         network.swallow(false);
         assert_eq!(publisher.publish(vec![scene.routed("1")]).await, [Published::Confirmed]);
@@ -1468,7 +1468,7 @@ mod outage {
         raise_the_limit(64_000, 100_000, 16 << 20).await;
     }
 
-    /// If the broker's limit has been raised, it accepts the message without a new connection.
+    /// Once the broker's limit was raised, the broker accepts the message without a new connection.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_raised_limit_counts_on_a_living_connection() {
         let broker = PrivateBroker::start().await;

@@ -1,9 +1,9 @@
 //! Tests saves that return as soon as the broker has confirmed their messages, while the clear of these
 //! messages is still in progress. The next save of the document may arrive before or after the clear.
 //!
-//! The network between library and MongoDB holds requests with a certain content: only clears contain
-//! `$pull`, only a save that overtakes a clear contains `$or`, other saves contain `$push`, a claim contains
-//! `arrayFilters`, and `find` is sent by a save that matched no document.
+//! The tests hold requests between library and MongoDB by their content: only clears contain `$pull`, only a save that
+//! overtakes a clear contains `$or`, other saves contain `$push`, a claim contains `arrayFilters`, and `find` is sent
+//! by a save that matched no document.
 
 use std::{future::Future, pin::pin, time::Duration};
 
@@ -197,7 +197,7 @@ async fn a_document_loaded_before_the_clear_needs_no_claim() {
     shop.close().await;
 }
 
-/// If a save finds entries that it must not remove, it removes none and waits for its turn.
+/// A save that finds entries which it must not remove removes no entries, and waits for its turn.
 #[tokio::test]
 async fn a_foreign_message_survives_an_overtaken_clear() {
     let (shop, mut order) = Shop::with_a_clear_held().await;

@@ -284,7 +284,8 @@ async fn stress_orders_stay_in_time_among_forbidden_invoices() {
 mod outage {
     use super::*;
 
-    /// P2 At least once, P6 Independent: *Unavailable is not an attempt. An hour without RabbitMQ kills no message.*
+    /// P2 At least once, P6 Independent: no attempt is counted while the broker is unavailable, so an hour without
+    /// RabbitMQ kills no message.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_long_broker_outage_kills_no_message() {
         let broker = PrivateBroker::start().await;

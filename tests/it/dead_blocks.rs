@@ -97,7 +97,7 @@ async fn a_blocking_dead_message_stops_delivery_until_replay() {
     };
     assert_eq!(worker.wait("the end of the command", finished).await, Processed::Held(Hold::Dead));
 
-    // The rescuer sends no command: its change stream has already read a later change of another document,
+    // The rescuer sends no command, although its change stream has already read a later change of another document,
     // and several sweeps have run.
     accounts.insert(account("a-2")).await.map(drop).unwrap();
     let mut outbox = Outbox::default();

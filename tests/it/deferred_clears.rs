@@ -1,5 +1,4 @@
-//! Tests delivered messages that stay in their document for a while, until the next save removes them without
-//! side effects.
+//! Tests delivered messages that stay in their document for a while, until the next save removes these messages.
 
 use std::time::Duration;
 
@@ -137,7 +136,7 @@ async fn the_last_handle_clears_remaining_messages() {
     test.drop().await;
 }
 
-/// If the outbox has entries that a save does not know, the save removes no entry.
+/// A save removes no entry if the outbox has entries that the save does not know.
 #[tokio::test]
 async fn foreign_writes_next_to_a_delivered_message_are_kept() {
     let (shop, mut order) = Shop::with_one_that_stays("o-1").await;
@@ -260,7 +259,7 @@ pub(crate) async fn contend(
         }
     };
     join_all((0..savers).map(saver)).await;
-    // Deliver messages of foreign writers that no later save has delivered. In production, the rescuer finds
+    // Deliver those messages of foreign writers that no later save has delivered. In production, the rescuer finds
     // these messages.
     for document in 0..documents {
         orders.update(&format!("o-{document}"), |order| order.add(-1)).await.unwrap();

@@ -1,7 +1,8 @@
 //! Tests the deliverers of the library, namely RabbitMQ on a real broker, handlers and the router, and the
 //! webhook example.
 //!
-//! Needs `eval "$(scripts/services env)"`. Every test uses its own names and deletes what it created.
+//! The tests need `eval "$(scripts/services env)"`. Each test uses its own names and deletes everything that it
+//! created.
 
 use std::{
     collections::BTreeMap,
@@ -613,7 +614,7 @@ async fn a_former_type_name_still_finds_its_handler() {
     assert!(handlers.serves(Some(HANDLERS)) && !handlers.serves(None));
 }
 
-/// P2: if no handler receives a message, its delivery fails visibly.
+/// P2: the delivery of a message that no handler receives fails visibly.
 #[tokio::test]
 async fn an_unhandled_message_fails_visibly() {
     let handlers = Handlers::builder().build().unwrap();

@@ -1,5 +1,5 @@
-//! Tests the code that the derives generate for structs and enums. derive/tests/ tests the definitions that
-//! they refuse.
+//! Tests the code that the derives generate for structs and enums. The tests in derive/tests/ are about the
+//! definitions that the derives refuse.
 
 use document_outbox::{
     Aggregate, DeliveryOrder, Inbox, Message, Outbox,

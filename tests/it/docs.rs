@@ -1,5 +1,5 @@
-//! Tests the documentation: its code equals the examples, its links have targets, and the tests that it names
-//! exist.
+//! Tests the documentation. Its code must equal the examples, its links must have targets, and the tests that it names
+//! must exist.
 
 use std::{
     collections::{BTreeSet, HashMap},

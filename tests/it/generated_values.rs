@@ -102,8 +102,8 @@ fn good() -> mongodb::bson::Document {
     doc! { "id": Uuid::new(), "type": GOOD, "payload": 1 }
 }
 
-/// *An unreadable entry is never delivered or deleted, never blocks its neighbours, never makes its document loop; it is
-/// counted and listed.*
+/// Checks that an unreadable entry is never delivered or deleted, never blocks its neighbours, and never causes
+/// repeated commands for its document, and that such entries are counted and listed.
 async fn see_through(outboxes: Vec<Bson>) {
     let world = World::create().await;
     let mut rescuer = world.rescuer("first").await;
@@ -135,8 +135,8 @@ async fn see_through(outboxes: Vec<Bson>) {
     }
     delivered.iter().for_each(can_be_put_on_the_wire_or_told_why_not);
 
-    // A document that a worker has finished is not queued again: a new rescuer without saved state finds no message
-    // there.
+    // A document that a worker has finished is not queued again, because a new rescuer without saved state finds no
+    // message in the document.
     let mut second = world.rescuer("second").await;
     for (id, times) in second.sees_all(&world, -2).await {
         let elsewhere = world.plan(&after[&id], DeliveryOrder::Ordered, |plan| plan.not_mine);

@@ -146,7 +146,7 @@ impl Bank {
         (name, saved)
     }
 
-    /// Counts each name in a history.
+    /// Returns the number of times that each name occurs in a history.
     async fn histories(&self) -> HashMap<String, usize> {
         let mut found = HashMap::new();
         let mut documents = self.test.orders().find(doc! {}).await.unwrap();
@@ -700,7 +700,7 @@ mod outage {
         }
     }
 
-    /// P1: while the primary of three nodes steps down repeatedly, each save reports what happened to it.
+    /// P1: while the primary of three nodes steps down repeatedly, the outcome of each save is reported correctly.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_stepdown_reports_every_save_as_it_was() {
         for group_commit in [true, false] {

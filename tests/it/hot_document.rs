@@ -1,5 +1,5 @@
-//! Tests one document that two processes save all the time: its messages stay in order, and inline dispatch
-//! keeps up.
+//! Tests one document that two processes save all the time. The document's messages must stay in order, and inline
+//! dispatch must keep up.
 
 use std::{process::Stdio, time::Duration};
 

@@ -115,7 +115,7 @@ async fn a_kept_aggregate_is_born_claimed_again() {
         assert!(pushed.get_str("claimed_by").is_ok(), "{pushed}");
     }
 
-    // If a message could not be delivered, it is still in the outbox, and the next save doesn't assume an empty outbox.
+    // A message that could not be delivered is still in the outbox, and the next save doesn't assume an empty outbox.
     recorder.answer([Outcome::Transient("no luck".into())]);
     for amount in [2, 3] {
         is_idle(&inline).await;
@@ -329,7 +329,7 @@ async fn closing_waits_for_deliveries_and_leaves_later_saves() {
     test.drop().await;
 }
 
-/// A cancelled attempt is not a failure.
+/// An attempt that is cancelled does not count as a failed attempt.
 #[tokio::test]
 async fn closing_past_its_grace_releases_unstarted_messages() {
     let test = TestDatabase::create().await;
@@ -856,7 +856,7 @@ async fn closing_may_take_forever() {
     test.drop().await;
 }
 
-/// While the broker is blocked, messages in flight get no answer. They are released, and so are the messages
+/// While the broker is blocked, messages in flight get no answer. These messages are released, and so are the messages
 /// whose delivery has not begun.
 #[tokio::test]
 async fn closing_releases_everything_during_an_outage() {

@@ -1,7 +1,7 @@
 //! Tests that no message is published without a majority.
 //!
-//! The tests use the set of three nodes that `scripts/services up --replicas 3` starts. They stop its
-//! replication, so they run one at a time (in the module `outage`, see `.config/nextest.toml`).
+//! The tests use the set of three nodes that `scripts/services up --replicas 3` starts. The tests stop the replication
+//! of this set, so they run one at a time (in the module `outage`, see `.config/nextest.toml`).
 
 use std::{sync::Arc, time::Duration};
 

@@ -353,7 +353,7 @@ async fn a_workers_outcomes_are_counted() {
     test.orders().insert_one(doc! { "_id": "o-2", "outbox": odd }).await.unwrap();
     process(&test, &worker, "o-2").await;
 
-    // While the destination is unavailable, both messages are released; one of them was tried.
+    // While the destination is unavailable, both messages are released, although only one of the messages was tried.
     insert(&orders, placed("o-3", [4, 5])).await;
     recorder.answer([Outcome::Unavailable("away".into())]);
     assert_eq!(process(&test, &worker, "o-3").await, Processed::Unavailable);

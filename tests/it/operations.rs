@@ -1,5 +1,5 @@
-//! Tests the updates that operators make by hand. They run on the real server exactly as docs/operations.md
-//! and docs/using.md give them.
+//! Tests the updates that operators make by hand. The updates run on the real server exactly as docs/operations.md and
+//! docs/using.md give them.
 
 use std::sync::Arc;
 
@@ -122,8 +122,8 @@ async fn replay_selects_dead_messages_by_type_and_reason() {
     test.drop().await;
 }
 
-/// P2: a message leaves an outbox only by a confirmed delivery or by an operator's hand, which removes only
-/// dead ones.
+/// P2: a message leaves an outbox only by a confirmed delivery or by an operator's hand, which removes only dead
+/// messages.
 #[tokio::test]
 async fn the_documented_discard_copies_and_removes_only_dead() {
     let test = TestDatabase::create().await;

@@ -899,8 +899,8 @@ mod outage {
 
     const RS3: &str = "OUTBOX_TEST_MONGODB_RS3_URI";
 
-    /// A message is acknowledged only after the majority has its save: if the receiver is killed before that, it gets the
-    /// message again and applies it once.
+    /// A message is acknowledged only after the majority has its save: a receiver that is killed before that gets the
+    /// message again, and applies it once.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_message_is_acknowledged_after_the_majority_has_it() {
         let flow = Flow::of(TestDatabase::on(RS3).await, &crate::support::uri("OUTBOX_RABBITMQ_URI"));

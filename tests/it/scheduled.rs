@@ -48,9 +48,9 @@ fn amounts(received: &[Received]) -> Vec<i64> {
     received.iter().map(Received::amount).collect()
 }
 
-/// P4: *a scheduled message takes its turn when it is due*, and blocks no other message until then. P5: the
-/// message is late by at most the sweep's interval and its time in the queue. The change stream reads the
-/// message earlier, but doesn't queue it.
+/// P4: *a scheduled message takes its turn when it is due*, and blocks no other message until then. P5: the message is
+/// late by at most the sweep's interval and its time in the queue. The change stream reads the message earlier, but
+/// queues no command for it.
 #[tokio::test]
 async fn a_due_scheduled_message_is_delivered_by_the_sweep() {
     let flow = Flow::begin().await;

@@ -1,7 +1,7 @@
 //! Tests both services as programs, on servers with TLS, passwords and the least privileges.
 //!
-//! The roles are exactly those of deploy/roles: if a service needs a privilege that the files don't have,
-//! these tests fail.
+//! The roles are exactly those of deploy/roles, so these tests fail if a service needs a privilege that the files
+//! don't have.
 
 use std::{
     io::{BufRead, BufReader},

@@ -531,7 +531,7 @@ async fn updates_that_write_library_fields_are_refused() {
     test.drop().await;
 }
 
-/// P1: a dropped save happens completely or not at all. Its messages stay in the aggregate until they are
+/// P1: a dropped save happens completely or not at all. The messages of the save stay in the aggregate until they are
 /// saved.
 #[tokio::test]
 async fn a_dropped_save_keeps_messages_for_the_next() {

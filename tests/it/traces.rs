@@ -1,5 +1,5 @@
-//! Tests the trace of a save, which is stored with its messages, continued by their delivery, and sent to
-//! their receivers.
+//! Tests the trace of a save. The trace is stored with the messages of the save, continued by their delivery, and sent
+//! to their receivers.
 
 use std::sync::Arc;
 

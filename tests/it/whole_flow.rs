@@ -90,8 +90,8 @@ impl Recorded {
     }
 }
 
-/// *A foreign writer may `$push` an entry with only `id`, `type`, `payload`; it is delivered like the rest.*
-/// It is not delivered before the delay, because until then it could belong to an inline dispatcher.
+/// A foreign writer may `$push` an entry with only `id`, `type` and `payload`, and this entry is delivered like all
+/// others. The entry is not delivered before the delay, because until then it could belong to an inline dispatcher.
 #[tokio::test]
 async fn a_minimal_foreign_entry_arrives_and_is_cleared() {
     let flow = Flow::begin().await;
@@ -137,7 +137,7 @@ async fn a_foreign_clock_ahead_does_not_prevent_rescue() {
     flow.end().await;
 }
 
-/// *A command is a hint: it can be lost.* The document still has the messages, and the sweep finds them.
+/// A command is only a hint and may be lost. The document still has the messages, and the sweep finds these messages.
 #[tokio::test]
 async fn the_sweep_finds_messages_of_lost_commands() {
     let flow = Flow::begin().await;
@@ -432,7 +432,7 @@ async fn inline_rescued_and_replayed_deliveries_are_the_same() {
     flow.end().await;
 }
 
-/// The message on the wire is the same for all deliverers.
+/// The message on the wire is the same, whichever process delivers the message.
 #[tokio::test]
 async fn a_rescued_message_keeps_its_headers_and_trace() {
     const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";

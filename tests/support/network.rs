@@ -156,8 +156,8 @@ impl Network {
         self.wire.hold_is_over.notify_all();
     }
 
-    /// From now on a request that contains these bytes never arrives: its connection is closed with 501, as
-    /// RabbitMQ does for a frame that it can't read.
+    /// From now on, the connection of a request that contains these bytes is closed with 501 before the request
+    /// arrives. RabbitMQ does the same for a frame that it can't read.
     pub fn poison(&self, bytes: &[u8]) {
         *self.wire.poison.lock().unwrap() = Some(bytes.to_vec());
     }

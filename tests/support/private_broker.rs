@@ -9,8 +9,8 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// A broker that a copy of `scripts/services` runs in its own directory. It is removed when this value is dropped or
-/// the process ends.
+/// A broker that a copy of `scripts/services` runs in its own directory. The broker is removed when this value is
+/// dropped or the process ends.
 pub struct PrivateBroker {
     directory: PathBuf,
     guard: Child,

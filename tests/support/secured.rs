@@ -1,5 +1,5 @@
-//! Runs a MongoDB and a RabbitMQ with the users and roles of deploy/roles. Both accept only TLS, and require
-//! a password and a certificate from every user.
+//! Runs a MongoDB and a RabbitMQ with the users and roles of deploy/roles. Both servers accept only TLS, and require a
+//! password and a certificate from every user.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
@@ -33,7 +33,7 @@ pub const ADMIN: &str = "admin";
 /// The virtual host with the permissions and the topology of rabbitmq-verify.json; `/` has those of rabbitmq-declare.json.
 pub const VERIFIED: &str = "verified";
 
-/// Both servers and the certificates. They are removed when this value is dropped or the process ends.
+/// Both servers and the certificates, which are removed when this value is dropped or the process ends.
 pub struct Secured {
     directory: PathBuf,
     guard: Child,
