@@ -15,7 +15,7 @@ struct Order {
     outbox: Outbox,
 }
 
-/// A row of a list: the fields that it shows, without the outbox.
+/// A row of a list, with the fields that the list shows, and without the outbox.
 #[derive(Deserialize)]
 struct Row {
     #[serde(rename = "_id")]

@@ -1,4 +1,4 @@
-//! A field of an aggregate, with the way serde treats the field and the problems that this causes.
+//! A field of an aggregate: how serde treats the field, and which problems this treatment causes.
 
 use proc_macro2::Span;
 use syn::{Ident, Type, ext::IdentExt};

@@ -13,7 +13,7 @@ pub(crate) enum RenameRule {
 }
 
 impl RenameRule {
-    /// Returns the rule with this name. serde itself reports rules that it doesn't know.
+    /// Returns the rule with this name. If there is no such rule, serde itself reports the problem.
     pub(crate) fn named(name: &str) -> Self {
         match name {
             "UPPERCASE" | "SCREAMING_SNAKE_CASE" => Self::Upper,

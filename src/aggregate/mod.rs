@@ -28,7 +28,7 @@ use crate::{
 /// ```
 ///
 /// The [derive macro](macro@crate::Aggregate) finds the id by its stored name and the outbox by its type. At compile
-/// time it rejects most mistakes that would otherwise fail at run time.
+/// time the macro rejects most mistakes that would otherwise fail at run time.
 ///
 /// # Identity
 /// The key of an aggregate is the `_id` in its encoding, and [`id`](Aggregate::id) must return that field. Before
@@ -46,8 +46,9 @@ use crate::{
 /// Stored fields that the struct doesn't know survive a save at the top level, in sub-documents, and in array elements
 /// that can be recognised. [`ELEMENT_KEYS`](Aggregate::ELEMENT_KEYS) describes when an element is recognised.
 ///
-/// The stored document must decode as the same struct again. An insert and a save check this, and refuse, for example,
-/// a field with `skip_serializing` and no default, and a map that repeats a field's name.
+/// The stored document must decode as the same struct again. An insert or a save refuses an aggregate that would not
+/// decode, for example because of a field with `skip_serializing` and no default, or because of a map that repeats a
+/// field's name.
 ///
 /// A field that was renamed with [`#[serde(alias = "old")]`](https://serde.rs/field-attrs.html#alias) is read under its
 /// old name. The next save that changes the document or sub-document that contains the field stores the field under its

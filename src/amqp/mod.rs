@@ -28,8 +28,8 @@
 //! - In mode [`TopologyMode::Declare`] a queue or binding that was removed is declared again when a message for it was
 //!   unroutable, and whenever a consumer checks its queue.
 //! - Closing and stopping complete within seconds, whatever the broker does.
-//! - A [`Delivery`] whose connection is gone cannot be acknowledged by mistake. An attempt to acknowledge it is
-//!   harmless.
+//! - A [`Delivery`] whose connection is gone cannot be acknowledged by mistake. An attempt to acknowledge such a
+//!   delivery is harmless.
 //!
 //! # Caveats
 //!
@@ -37,8 +37,8 @@
 //!   published again.
 //! - The broker announces an alarm only to connections that publish, so the first window after the alarm waits for
 //!   [`AmqpSettings::confirm_timeout`].
-//! - The broker does not answer acknowledgements. If an acknowledgement is sent just before the connection is closed, a
-//!   busy broker can lose it and deliver the message again.
+//! - The broker does not answer acknowledgements. If an acknowledgement is sent just before the connection is closed,
+//!   a busy broker can lose the acknowledgement and deliver the message again.
 //! - The client logs every message that the broker returns, with its body, as a warning with the target
 //!   `lapin::returned_messages`. Turn that target off if payloads must not be logged.
 

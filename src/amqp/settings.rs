@@ -170,7 +170,8 @@ fn parse(text: &str) -> Result<AMQPUri, AmqpSettingsError> {
     if uri.vhost.is_empty() {
         return Err(AmqpSettingsError::EmptyVhost);
     }
-    // The client accepts only names and IPv4 addresses as hosts; for an IPv6 address it would connect to localhost.
+    // The client accepts only names and IPv4 addresses as hosts; for an IPv6 address the client would connect to
+    // localhost.
     if let Some((address, _)) = host.strip_prefix('[').and_then(|host| host.split_once(']')) {
         address.clone_into(&mut uri.authority.host);
     }

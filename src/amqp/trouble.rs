@@ -74,7 +74,8 @@ pub(super) fn broker_said(error: &lapin::Error) -> String {
     }
 }
 
-/// Converts a name to an AMQP short string. The client would panic on a name over 255 bytes, so that is checked here.
+/// Converts a name to an AMQP short string. The client would panic on a name over 255 bytes, so this function checks
+/// the length.
 pub(super) fn short(name: &str) -> Result<ShortString, Trouble> {
     ShortString::try_new(name).map_err(|_| {
         let start: String = name.chars().take(40).collect();

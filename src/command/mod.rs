@@ -7,10 +7,10 @@
 //! {"database":"shop","collection":"orders","document_key":{"_id":"o-1"},"key":"EgAAAAJfaWQABAAAAG8tMQAA","reason":"stream"}
 //! ```
 //!
-//! `key` is the document key as BSON in base64, so that every `_id` that MongoDB stores survives. `document_key` is the
-//! same key as canonical extended JSON, for people and for older dispatchers. The field is left out if extended JSON
-//! would change the key, or would make the command too long for older dispatchers. A reader uses `key` if it is
-//! present.
+//! `key` is the document key as BSON in base64, so that every `_id` that MongoDB stores survives. `document_key` is
+//! the same key as canonical extended JSON, for people and for older dispatchers. The field `document_key` is left out
+//! if extended JSON would change the key, or would make the command too long for older dispatchers. A reader uses
+//! `key` if it is present.
 //!
 //! `cluster` names the MongoDB cluster that the document is in, by the UUID that this cluster has assigned to the
 //! collection of positions in the state database. A command without this field may be from any cluster.
@@ -46,9 +46,9 @@ pub const COMMANDS_EXCHANGE: &str = "outbox.commands";
 pub const COMMANDS_ROUTING_KEY: &str = "process-document-messages";
 /// The default queue that dispatcher workers consume, a quorum queue with a delivery limit.
 pub const COMMANDS_QUEUE: &str = "outbox.process-document-messages";
-/// The number of deliveries after which the broker drops a command. The sweep sends another.
+/// The number of deliveries after which the broker drops a command. The sweep then sends another command.
 pub const COMMANDS_DELIVERY_LIMIT: u32 = 20;
-/// The time after which the broker drops a command that no dispatcher has taken. The sweep sends another.
+/// The time after which the broker drops a command that no dispatcher has taken. The sweep then sends another command.
 ///
 /// This lifetime is more than twice the longest pause between two commands that the sweep sends for one document (2
 /// min). So the queue always contains at least one command for a document that is stuck, and at most four.

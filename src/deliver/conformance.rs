@@ -65,14 +65,15 @@ pub trait Harness: Send + Sync {
     fn accepted(&self) -> Envelope;
 
     /// Returns a message that the receiver gets but rejects, for example a message of a type that the receiver fails
-    /// on. If this is `None`, rejected messages are not tested.
+    /// on. If the method returns `None`, rejected messages are not tested.
     fn rejected(&self) -> Option<Envelope>;
 
     /// Returns the ids of all messages that the receiver has accepted so far.
     async fn arrived(&self) -> Vec<Uuid>;
 
-    /// Makes the receiver unreachable. If the deliverer notices that without a delivery, returns only once it has
-    /// noticed. Returns false if the receiver can't be made unreachable; in that case unavailability is not tested.
+    /// Makes the receiver unreachable. If the deliverer can notice the cut without a delivery, this method returns
+    /// only after the deliverer has noticed it. Returns false if the receiver can't be made unreachable; in that case
+    /// unavailability is not tested.
     async fn cut_off(&self) -> bool {
         false
     }

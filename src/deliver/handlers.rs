@@ -92,7 +92,8 @@ impl<E: std::error::Error> From<E> for HandlerError {
         let mut source = error.source();
         while let Some(cause) = source {
             let cause_text = cause.to_string();
-            // Skip the source if the error's own text already contains it, as many do.
+            // Skip the source if the error's own text already contains the text of the source, which is the case for
+            // many errors.
             if !text.contains(&cause_text) {
                 text = format!("{text}: {cause_text}");
             }
@@ -260,8 +261,8 @@ impl Handlers {
             .map(|handler| {
                 let (handler, envelope) = (handler.clone(), shared.clone());
                 let key = handler.key.current.clone();
-                // Call the handler inside the task, because it decodes the payload first, which also runs the user's
-                // code.
+                // Call the handler inside the task, because the handler decodes the payload first, which also runs the
+                // user's code.
                 let run = async move { (handler.call)(envelope).await }.instrument(span.clone());
                 let run = within(deadline, run);
                 (key, AbortOnDropHandle::new(tokio::spawn(run)))

@@ -30,7 +30,8 @@
 //!   queue gets a copy with each attempt. Quick retries within one attempt don't publish such a message again.
 //! - A message with a header named `CC` or `BCC` fails as `Permanent`, because RabbitMQ would treat the header as a
 //!   list of routing keys.
-//! - The AMQP client logs unroutable messages with their bodies; see [`amqp`](crate::amqp) for how to turn that off.
+//! - The AMQP client logs unroutable messages with their bodies; [`amqp`](crate::amqp) describes how to turn these log
+//!   lines off.
 
 use std::{
     collections::{BTreeSet, HashMap},

@@ -12,8 +12,8 @@
 //! - A message with an unknown `via` fails and never goes to another deliverer.
 //!
 //! # Caveats
-//! A router is available while any of its routes is. So a caller that stops at the first [`Outcome::Unavailable`]
-//! delays the messages of the other routes.
+//! A router is available while any of its routes is available. So a caller that stops at the first
+//! [`Outcome::Unavailable`] delays the messages of the other routes.
 
 use std::{fmt, panic::AssertUnwindSafe, sync::Arc};
 

@@ -169,8 +169,8 @@ impl Claimer {
     }
 
     /// Marks an entry dead in a document that has no room for a claim. Writes only the time of death, and removes the
-    /// entry's due date, which takes more room. Returns `Recorded::Missed` if even that doesn't fit, or if the entry is
-    /// gone.
+    /// entry's due date, which takes more room than the time of death. Returns `Recorded::Missed` if even the time of
+    /// death doesn't fit, or if the entry is gone.
     pub(crate) async fn die_without_room(
         &self,
         document: &DocumentRef,

@@ -9,8 +9,8 @@
 //! ```
 //!
 //! # Guarantees
-//! - A clear is tracked from before its save is answered until the server has answered the clear, or a save has removed
-//!   its messages.
+//! - The tracking of a clear begins before its save is answered. The tracking ends when the server has answered the
+//!   clear, or when a save has removed the clear's messages.
 //! - If a clear finds nothing because a save was faster, no lost claim is reported.
 
 use std::{collections::HashMap, future::Future, sync::Arc};

@@ -4,8 +4,9 @@ use mongodb::bson::{DateTime, Uuid};
 
 use crate::stored::entry::Entry;
 
-/// Returns the dates at which released entries are due, each with the ids of its entries. `None` means that the entries
-/// get no date. A scheduled or postponed entry gets its date from before the claim, if that date is known.
+/// Returns the dates at which released entries are due, each date with the ids of the entries that get this date.
+/// `None` means that the entries get no date. A scheduled or postponed entry gets its date from before the claim, if
+/// that date is known.
 ///
 /// The date is never this process's own time, because to a process whose clock is behind, the entry would appear
 /// scheduled, and the next entry would overtake it. Entries that were due when they were sent are due by every clock,

@@ -11,9 +11,9 @@
 //! The inline dispatcher and the dispatcher worker both make passes, and each of them decides when to make a pass.
 //!
 //! # Caveats
-//! If a claim expires during a delivery, the delivery can't be undone, and the next holder repeats it. The check of
-//! the remaining lease before each delivery makes such repeats rare. The receiver's `inbox` makes such repeats
-//! harmless.
+//! If a claim expires during a delivery, the delivery can't be undone, and the next holder repeats the delivery. The
+//! check of the remaining lease before each delivery makes such repeats rare. The receiver's `inbox` makes such
+//! repeats harmless.
 
 use std::time::{Duration, Instant};
 

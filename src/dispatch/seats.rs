@@ -21,7 +21,7 @@ use crate::{
     stored::memory::{Memory, Room},
 };
 
-/// More time than a save takes if its future is polled: a save asks for the server's time, reads once and writes twice.
+/// Maximum time of a save whose future is polled. Such a save asks for the server's time, reads once and writes twice.
 /// A save that has not ended after this time is assumed to be abandoned.
 const SAVE_MAX: Duration = Duration::from_mins(2);
 
@@ -61,7 +61,7 @@ impl Seats {
         }
     }
 
-    /// Takes a seat with room for messages of this size. Returns the reason if there is none.
+    /// Takes a seat with room for messages of this size. Returns the reason if there is no such seat.
     pub(crate) fn take(&self, processor: &Processor, weight: usize) -> Result<Seat, Shed> {
         // Take the token before the check, so that closing waits for every save that has not noticed the close.
         let save = self.saves.token();

@@ -13,7 +13,7 @@ pub const STATE_DATABASE: &str = "document_outbox";
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ProcessorSettings {
-    /// The prefix of every claim's value, which is shown to operators. Default: the process id.
+    /// The prefix of every claim's value. Operators see this prefix in stored entries. Default: the process id.
     pub name: String,
     /// The duration of a claim. Default 60 s, at least 500 ms. A delivery begins only while at least half of the
     /// claim's time is left, and is cut off when nine tenths have passed.
@@ -22,8 +22,8 @@ pub struct ProcessorSettings {
     pub claim_limit: usize,
     /// How failures are retried.
     pub retry: RetryPolicy,
-    /// Whether claims are counted, to detect messages that kill their process. The workers turn this on; the inline
-    /// dispatcher turns it off. Default on.
+    /// Whether claims are counted, to detect messages that kill their process. Workers count claims, and the inline
+    /// dispatcher does not. Default on.
     pub counts_claims: bool,
     /// The library's own database, for leases on documents that are too large for a claim. Default `document_outbox`.
     pub state_database: String,

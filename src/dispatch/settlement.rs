@@ -29,12 +29,13 @@ pub enum Settlement {
     },
     /// The message is released and due at once; no attempt is counted.
     Release {
-        /// The reason why it can't be delivered now.
+        /// The reason why the message can't be delivered now.
         why: String,
     },
 }
 
-/// Decides from the outcome, the earlier attempts, and the policy. Only the jitter of the backoff is random.
+/// Decides how a message is settled, from the outcome, the earlier attempts, and the policy. Only the jitter of the
+/// backoff is random.
 pub fn settlement(outcome: Outcome, entry: &Entry, policy: &RetryPolicy) -> Settlement {
     let attempts = entry.attempts + 1;
     match outcome {

@@ -16,7 +16,7 @@ pub(crate) struct Unsettled {
     free: Arc<Semaphore>,
 }
 
-/// Permission for a number of messages to be published. The permits are returned when this is dropped.
+/// Permission for a number of messages to be published. The permits are returned when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Permits {
     permit: Option<OwnedSemaphorePermit>,
@@ -28,7 +28,7 @@ impl Unsettled {
         Self { most, free: Arc::new(Semaphore::new(usize::try_from(most).unwrap_or(1))) }
     }
 
-    /// The limit, which is also the most that one caller may take.
+    /// The limit, which is also the maximum number of permits that one caller may take.
     pub(crate) fn bound(&self) -> usize {
         usize::try_from(self.most).unwrap_or(usize::MAX)
     }

@@ -2,7 +2,7 @@
 //!
 //! The server stores strings and field names that are not UTF-8, and documents in which two fields have the same name.
 //! A [`Document`](mongodb::bson::Document) can represent neither. A key only has to be compared, so it is never
-//! decoded. The layout is defined at <https://bsonspec.org>.
+//! decoded. The layout of BSON is defined at <https://bsonspec.org>.
 
 use mongodb::bson::{DateTime, RawDocument, RawDocumentBuf, Uuid};
 

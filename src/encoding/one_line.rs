@@ -10,8 +10,8 @@ use std::{borrow::Cow, fmt::Write as _};
 pub enum Keep {
     /// None.
     Nothing,
-    /// Tabs are kept, and so is ESC, which starts colours. Use this for a record that its formatter has already
-    /// escaped.
+    /// Tabs are kept, and so is ESC, which starts colours. Use this variant for a record that its formatter has
+    /// already escaped.
     TabsAndColours,
 }
 

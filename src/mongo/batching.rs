@@ -4,11 +4,11 @@
 //! # Flow
 //! There is no timer. A request that arrives while no batch is in flight is sent alone and at once, by the task that
 //! made it. Other requests are queued, and a task sends them as soon as another batch may be sent. Only a few batches
-//! are in flight at a time; if one of them takes long, another batch is sent anyway.
+//! are in flight at a time; if one of these batches takes long, another batch is sent anyway.
 //!
 //! # Caveats
 //! The task that sends batches ends with the runtime on which the batcher was started. Requests that are still queued
-//! at that time get no answer, and their callers notice that.
+//! at that time get no answer, and their callers notice that no answer will arrive.
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -24,7 +24,7 @@ use tokio::{
 const ABREAST: usize = 2;
 /// Fewer requests than this are not split over several batches, because each batch has its own cost.
 const WORTH_A_BATCH: usize = 16;
-/// The time after which a batch no longer prevents others from being sent.
+/// The time after which a batch no longer prevents other batches from being sent.
 const PATIENCE: Duration = Duration::from_millis(50);
 /// Maximum number of batches in flight while each batch takes long. A batch that has returned its permit doesn't count.
 const MOST_IN_FLIGHT: usize = 32;
@@ -186,7 +186,7 @@ struct BatchesInFlight {
 enum MayBegin {
     /// This many batches may begin, at least one.
     Now(usize),
-    /// No batch may begin before this time, at which a batch in flight stops preventing others.
+    /// No batch may begin before this time, at which a batch in flight stops preventing other batches.
     NotBefore(Instant),
 }
 
@@ -229,8 +229,8 @@ impl Batches {
         Some(self.permit(&mut in_flight))
     }
 
-    /// Waits until a batch may begin. A permit may belong to a future that is not polled, so the wait for it is
-    /// limited.
+    /// Waits until a batch may begin. The permit of another batch may belong to a future that is not polled, so the
+    /// wait is limited.
     async fn wait_until_free(&self) {
         loop {
             let freed = self.freed.notified();
@@ -249,8 +249,8 @@ impl Batches {
         }
     }
 
-    /// Takes one permit for each batch in which this many requests are sent. The number of batches is at least one, and
-    /// at most the number that may begin now and that the requests justify.
+    /// Takes one permit for each batch in which this many requests are sent. There is at least one batch. There are no
+    /// more batches than may begin now, and no more than the requests justify.
     fn begin(self: &Arc<Self>, requests: usize) -> Vec<BatchPermit> {
         let mut in_flight = self.lock();
         in_flight.was_shared = requests > 1;

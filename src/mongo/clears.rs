@@ -157,7 +157,7 @@ fn pull(delivered: &Delivered) -> RawDocumentBuf {
 }
 
 impl ClearSender {
-    /// Sends the windows of clears concurrently, so that a window with a locked document doesn't delay others.
+    /// Sends the windows of clears concurrently, so that a window with a locked document doesn't delay other windows.
     async fn send_all(&self, clears: Vec<AskedClear>) {
         let collections = by_collection(clears, |clear| &clear.namespace);
         let windows = collections.flat_map(windows);

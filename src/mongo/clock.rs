@@ -30,8 +30,8 @@ const RENEW_AFTER: Duration = Duration::from_secs(30);
 const GOOD_ENOUGH: Duration = Duration::from_millis(5);
 const TRIES: usize = 3;
 
-/// Time limit of a renewal, after which the next caller starts another. If the server can't be reached, the driver
-/// gives up earlier, with a more precise error.
+/// Time limit of a renewal, after which the next caller starts another renewal. If the server can't be reached, the
+/// driver gives up earlier, with a more precise error.
 const RENEW_WITHIN: Duration = Duration::from_secs(35);
 
 /// A reading is invalid if wall clock and monotonic clock have diverged by more than this since the reading. A slewed
@@ -124,8 +124,8 @@ impl SharedReading {
         self.reading.lock()
     }
 
-    /// Renews the reading in a task of the caller's runtime. If that task ends, the next caller can start
-    /// another.
+    /// Renews the reading in a task of the caller's runtime. If that task ends, the next caller can start another
+    /// renewal.
     fn renew_in_background(self: &Arc<Self>, reading: &mut Reading) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         reading.renewing = true;

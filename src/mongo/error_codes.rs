@@ -62,8 +62,8 @@ pub fn verdict(error: &Error) -> Verdict {
     }
 }
 
-/// Whether a value could not be converted to BSON. The driver reports this as a separate kind in only one BSON version,
-/// so statements are encoded before they are passed to the driver.
+/// Whether a value could not be converted to BSON. The driver reports such an error as a separate kind in only one
+/// BSON version, so statements are encoded before they are passed to the driver.
 pub(crate) fn is_unencodable(error: &Error) -> bool {
     match error.kind.as_ref() {
         ErrorKind::BsonSerialization(_) => true,

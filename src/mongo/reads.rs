@@ -151,13 +151,13 @@ impl OutboxReader {
             unanswered.entry(key).or_default().push(asked);
         }
 
-        // A reply contains as many documents as fit into 16 MiB; the others are requested again.
+        // A reply contains as many documents as fit into 16 MiB; the other documents are requested again.
         let mut alone = Vec::new();
         while unanswered.len() > 1 {
             let mut room = self.memory.reserve(REPLY).await;
             let found = match self.together(&unanswered).await {
                 Ok(found) => found,
-                // The error is about one of the documents, so read each alone to get its own result.
+                // The error is about one of the documents, so read each document alone to get its own result.
                 Err(error) if error_codes::verdict(&error) == Verdict::Refused => break,
                 Err(error) => {
                     for asked in unanswered.into_values().flatten() {

@@ -1,9 +1,9 @@
 //! Reads the results of a write command's statements from the reply.
 //!
 //! `run_command` returns `Ok` even for replies that refuse single statements or whose write concern was not met. A
-//! reply also contains only the number of the statements that matched, and not which ones they were. If some did not
-//! match, the same command is sent again with the same transaction number, and the reply lists in `retriedStmtIds` the
-//! statements that were executed before.
+//! reply also contains only the number of the statements that matched, and does not name these statements. If some
+//! statements did not match, the same command is sent again with the same transaction number, and the reply lists in
+//! `retriedStmtIds` the statements that were executed before.
 
 use std::collections::HashMap;
 

@@ -322,7 +322,7 @@ impl Batch<'_> {
                     return self.pause();
                 }
 
-                // Move a statement on a locked document behind the others.
+                // Move a statement on a locked document behind the other statements.
                 if self.manner.apart || count == 1 {
                     self.open.front_mut().into_iter().for_each(|open| open.is_held = true);
                     self.open.rotate_left(1);

@@ -2,7 +2,7 @@
 //!
 //! The MongoDB client has tasks on the runtime on which it was created. Once that runtime has ended, every call fails
 //! at once, as if no server could be found. A typical case is a client in a `static` that is used by tests which each
-//! have their own runtime. The request was not sent, and the error should give the real reason.
+//! have their own runtime. In this case the request was not sent, and the error should give the real reason.
 
 use mongodb::error::{Error, ErrorKind};
 
@@ -14,7 +14,7 @@ pub(crate) fn has_ended(error: &Error) -> bool {
     asks_for_one && writable.iter().any(|kind| message.contains(kind))
 }
 
-/// Replaces the error with one that names the ended runtime, if that is the cause.
+/// If the cause of the error is that the runtime has ended, replaces the error with one that names this cause.
 pub(crate) fn explain(error: Error) -> Error {
     if !has_ended(&error) {
         return error;

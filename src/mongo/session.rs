@@ -5,9 +5,9 @@
 //! use.
 //!
 //! # Invariants
-//! - A session of a batch never returns to the driver's pool. If the driver used a number in it that a batch had
-//!   already used, the server would report writes as done that were never made. As a further safeguard, batches count
-//!   from 2^40, beyond any number that the driver has used in the session.
+//! - A session of a batch never returns to the driver's pool. If the driver used a number in such a session that a
+//!   batch had already used, the server would report writes as done that were never made. As a further safeguard,
+//!   batches count from 2^40, beyond any number that the driver has used in the session.
 //! - `Client::shutdown` waits for every session that a caller holds, but never for a session of a batch.
 //!
 //! Both invariants hold because a session of a batch is created on a separate runtime that has already ended when the

@@ -57,7 +57,8 @@ impl From<RawDocumentBuf> for Operators {
     }
 }
 
-/// Updates one document. If the filter matches no document, inserts one with the fields from the filter's equalities.
+/// Updates one document. If the filter matches no document, inserts a document with the fields from the filter's
+/// equalities.
 #[derive(Debug, Clone)]
 pub(crate) struct Upsert {
     pub(crate) namespace: Namespace,
@@ -130,7 +131,7 @@ pub(crate) enum WriteOutcome {
 /// The outcome of a clear.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum ClearOutcome {
-    /// The server has removed the entries. The majority may not have acknowledged that yet.
+    /// The server has removed the entries. The majority may not have acknowledged the removal yet.
     Done,
     /// None of the entries was still under the claim.
     ClaimLost,

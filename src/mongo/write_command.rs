@@ -1,4 +1,4 @@
-//! Builds write commands. Each has statements of one kind on one collection.
+//! Builds write commands. Each command has statements of one kind on one collection.
 
 use std::time::Duration;
 

@@ -81,8 +81,8 @@ pub enum Event {
         reason: String,
     },
     /// A claim expired or was taken over while its holder was still delivering. If only a batched clear of several
-    /// documents detects this, the loss is counted but no event is published, because the server doesn't report which
-    /// claim was lost.
+    /// documents detects the loss of the claim, the loss is counted. In this case no event is published, because the
+    /// server doesn't report which claim was lost.
     ClaimLost {
         /// The document.
         document: DocumentRef,

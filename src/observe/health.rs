@@ -212,7 +212,7 @@ impl HealthRecord {
     }
 }
 
-/// Marks the destination as unavailable until this is dropped, which also happens when the runtime ends.
+/// Marks the destination as unavailable until this value is dropped, which also happens when the runtime ends.
 struct OpenCircuit(Arc<HealthRecord>);
 
 impl Drop for OpenCircuit {

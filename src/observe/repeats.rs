@@ -1,5 +1,5 @@
-//! Limits warnings that can occur thousands of times a second: the first warning is logged at once, and later ones at
-//! intervals, each with the number of warnings since the last log line.
+//! Limits warnings that can occur thousands of times a second: the first warning is logged at once. Later warnings are
+//! logged at intervals, each with the number of warnings since the last log line.
 
 use std::{collections::HashMap, time::Duration};
 

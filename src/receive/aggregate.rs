@@ -30,7 +30,7 @@ pub(super) struct IntoAggregate<T, K, N, A> {
     pub(super) apply: A,
 }
 
-/// The result of a closure that changes an aggregate: nothing, or a `Result` of nothing.
+/// The result of a closure that changes an aggregate, which is either nothing or a `Result` without a value.
 pub trait Applies {
     /// Returns `Ok` if the aggregate should be saved.
     ///

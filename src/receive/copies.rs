@@ -50,7 +50,7 @@ pub(super) fn dead(
     copy
 }
 
-/// The copy of a message for its delay queue, from which the broker returns it after this time.
+/// The copy of a message for its delay queue. The broker returns the copy after this time.
 pub(super) fn delayed(
     delivery: &Delivery,
     message: &ReceivedMessage,

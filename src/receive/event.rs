@@ -44,7 +44,8 @@ pub enum ReceiverEvent {
     Rejected(MessageName),
     /// The message's type is unknown, and the message was acknowledged without an effect.
     Ignored(MessageName),
-    /// The message was not settled, because the receiver stops or the connection is lost. The broker delivers it again.
+    /// The message was not settled, because the receiver stops or the connection is lost. The broker delivers the
+    /// message again.
     Returned(MessageName),
     /// No messages are taken, because something that this message needs is unavailable.
     Unavailable {

@@ -12,7 +12,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// The largest size is remembered for at least this long, and at most twice as long.
+/// The size of the largest message is remembered for at least this long, and at most twice as long.
 const WINDOW: Duration = Duration::from_secs(10);
 /// As long as no sizes are known, the assumed size of a message is the limit in bytes divided by this number.
 const FIRST_GUESS: usize = 32;
@@ -103,8 +103,8 @@ impl Sizes {
     }
 }
 
-/// The prefetch for messages of this size. The consumer must subscribe again after each change, so the prefetch changes only
-/// by powers of two.
+/// The prefetch if the largest message has `largest` bytes. The consumer must subscribe again after each change, so
+/// the prefetch changes only by powers of two.
 fn prefetch(most: u16, bytes: usize, largest: usize) -> u16 {
     let size = largest.max(1).checked_next_power_of_two().unwrap_or(usize::MAX);
     let fit = u16::try_from(bytes / size).unwrap_or(u16::MAX);

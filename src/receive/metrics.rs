@@ -1,4 +1,4 @@
-//! The metrics of a receiver, as listed in docs/metrics.md. Each has the label `queue`.
+//! The metrics of a receiver, as listed in docs/metrics.md. Each metric has the label `queue`.
 
 use std::time::Duration;
 

@@ -42,7 +42,7 @@ impl fmt::Debug for Receiver {
     }
 }
 
-/// A receiver that is running. Dropping it stops it without a grace period.
+/// A receiver that is running. Dropping this value stops the receiver without a grace period.
 pub struct RunningReceiver {
     worker: Arc<Worker>,
     consumer: Arc<Consumer>,

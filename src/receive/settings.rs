@@ -15,8 +15,8 @@ pub enum UnknownTypes {
     /// The message goes to the dead-letter queue, with the reason `unknown_type`.
     #[default]
     DeadLetter,
-    /// The message is rejected. The queue's arguments decide what the broker does with it; no reason is added. If the
-    /// receiver declared the queue, the broker moves the message to the dead-letter queue.
+    /// The message is rejected. The queue's arguments decide what the broker does with the message; no reason is
+    /// added. If the receiver declared the queue, the broker moves the message to the dead-letter queue.
     Reject,
     /// The message is counted and acknowledged, which removes it from the queue. Use this setting if the queue's
     /// bindings select more types than needed. A consumer can't leave a message in its queue: the message would count
@@ -91,8 +91,8 @@ pub struct ReceiverSettings {
     /// How many messages an aggregate's inbox remembers, and for how long. The inbox must remember a message longer
     /// than all tries of the message take. Default: 256 messages, 7 days.
     pub inbox: InboxLimits,
-    /// The maximum time that a stop takes. Messages that are being handled are finished, and the others return to the
-    /// queue. Default: 25 s.
+    /// The maximum time that a stop takes. Messages that are being handled are finished, and other messages return to
+    /// the queue. Default: 25 s.
     pub grace: Duration,
 }
 

@@ -268,8 +268,8 @@ impl Worker {
         }
     }
 
-    /// Calls the function as soon as `concurrency` permits it. Returns `None` if the receiver stops before that, or if the
-    /// broker delivers the message again anyway.
+    /// Calls the function as soon as `concurrency` permits the call. Returns `None` if the receiver stops before that,
+    /// or if the broker delivers the message again anyway.
     async fn call(&self, taken: &TakenMessage, subscription: &TypeSubscription) -> Option<Handled> {
         let permit = self.stop.run_until_cancelled(self.permits.acquire()).await?;
         if self.is_over(taken) {

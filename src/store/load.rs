@@ -79,8 +79,8 @@ impl<T: Aggregate> Store<T> {
         Ok(Some(loaded))
     }
 
-    /// Number of entries that are about to be removed from the document with this `_id`. Call it before reading the
-    /// document, because the entries may be cleared between the read and the next save.
+    /// Number of entries that are about to be removed from the document with this `_id`. Call this function before
+    /// reading the document, because the entries may be cleared between the read and the next save.
     fn leaving(&self, id: &Bson) -> usize {
         let clears = self.inline.clears_under_way();
         if clears.is_empty() {

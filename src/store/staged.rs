@@ -50,8 +50,8 @@ use crate::{
 /// Messages ready to be written by the caller's update, insert or transaction.
 ///
 /// **Guarantee.** The messages exist if and only if the caller's write is committed. **Assumption.** The write is
-/// acknowledged by the majority; with a weaker write concern, a failover can undo it. If this value is dropped without
-/// being written, the messages are dropped.
+/// acknowledged by the majority; with a weaker write concern, a failover can undo the write. If this value is dropped
+/// without being written, the messages are dropped.
 #[must_use = "messages that are not written are lost"]
 pub struct StagedMessages {
     mongo: Mongo,
@@ -145,8 +145,8 @@ impl StagedMessages {
         self.ids.iter().map(|id| uuid::Uuid::from_bytes(id.bytes())).collect()
     }
 
-    /// Starts inline delivery. Call it once the write is committed; without this call, the rescuer delivers the
-    /// messages.
+    /// Starts inline delivery. Call this function once the write is committed; without this call, the rescuer delivers
+    /// the messages.
     ///
     /// `id` is the `_id` of the document that was written. A UUID or `ObjectId` may be given in any form in which a
     /// document can store it. If no document with that `_id` has the messages, a warning is logged and inline delivery

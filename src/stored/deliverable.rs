@@ -24,7 +24,7 @@ pub enum DeliveryOrder {
     /// Like `Ordered`, but a dead message also blocks later messages, until an operator has replayed or removed the
     /// dead message.
     DeadBlocks,
-    /// Messages are delivered independently. A failing message doesn't block others.
+    /// Messages are delivered independently. A failing message doesn't block other messages.
     Unordered,
 }
 
@@ -81,8 +81,8 @@ pub struct Deliverable<'a> {
     pub crashed: Option<&'a Entry>,
     /// Whether there are more deliverable entries, for a later claim.
     pub more: bool,
-    /// Why the first entry that is not deliverable is blocked. Scheduled entries don't block others, so the earliest
-    /// scheduled entry is reported only if no other entry is blocked.
+    /// Why the first entry that is not deliverable is blocked. Scheduled entries don't block other entries, so the
+    /// earliest scheduled entry is reported only if no other entry is blocked.
     pub held: Option<Hold>,
     /// Number of entries that the calling deliverer cannot deliver.
     pub not_mine: usize,

@@ -5,7 +5,7 @@
 //! of its estimated size while it is processed, and the rest becomes free.
 //!
 //! # Guarantees
-//! - A task that waits for memory has none reserved, so two tasks can't wait for each other.
+//! - A task that waits for memory has no memory reserved, so two tasks can't wait for each other.
 //! - An outbox that is larger than the whole budget is still processed, but no other outbox is processed at the same
 //!   time.
 //!
@@ -50,8 +50,8 @@ impl Memory {
         Self { units, free: Arc::new(Semaphore::new(usize::try_from(units).unwrap_or(1))) }
     }
 
-    /// Reserves this many bytes, but at most the whole budget. Waits until they are free. The caller must not have a
-    /// reservation already.
+    /// Reserves this many bytes, but at most the whole budget. Waits until these bytes are free. The caller must not
+    /// have a reservation already.
     pub(crate) async fn reserve(&self, bytes: usize) -> Room {
         let units = units(bytes).min(self.units);
         // An error would mean that the semaphore was closed, which never happens.

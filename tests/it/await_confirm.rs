@@ -197,7 +197,7 @@ async fn a_document_loaded_before_the_clear_needs_no_claim() {
     shop.close().await;
 }
 
-/// A save that finds entries which it must not remove removes no entries, and waits for its turn.
+/// If a save finds entries that it must not remove, the save removes no entries, and waits for its turn.
 #[tokio::test]
 async fn a_foreign_message_survives_an_overtaken_clear() {
     let (shop, mut order) = Shop::with_a_clear_held().await;
@@ -273,7 +273,7 @@ async fn a_flush_waits_for_clears_under_way() {
     shop.close().await;
 }
 
-/// Yields so often that every task runs, except tasks that wait for something outside this process.
+/// Yields many times, so that every task runs, except tasks that wait for something outside this process.
 async fn several_turns() {
     for _ in 0..100 {
         tokio::task::yield_now().await;

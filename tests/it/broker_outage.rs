@@ -1,4 +1,4 @@
-//! The whole system while its broker is gone, takes no messages, or closes the channel.
+//! Tests the whole system while its broker is gone, takes no messages, or closes the channel.
 //!
 //! Most tests have their own RabbitMQ. The last tests share a RabbitMQ with other tests, and have only their
 //! own exchange and user.
@@ -185,9 +185,9 @@ impl Message for InvoiceSent {
     const TYPE: &'static str = "invoice.sent";
 }
 
-/// Saves as many orders as invoices, all concurrently, with a user who has permission to publish only
-/// orders. After that, one order per second is delivered by its own save. Every order arrives at most
-/// twice, and every invoice dies without affecting others, with the broker's text as the reason.
+/// Saves as many orders as invoices, all concurrently, with a user who has permission to publish only orders. After
+/// that, one order per second is delivered by its own save. Every order arrives at most twice, and every invoice dies
+/// without affecting the orders, with the broker's text as the reason.
 async fn orders_beside_forbidden_invoices(pairs: usize, later: usize) {
     let name = format!("test-{}", uuid::Uuid::now_v7().simple());
     let user = RestrictedUser::create(&name, &crate::support::uri("OUTBOX_RABBITMQ_URI")).await;

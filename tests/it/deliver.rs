@@ -317,8 +317,7 @@ async fn an_unroutable_message_fails_alone_until_bound() {
     .await;
 }
 
-/// An unroutable message is a failure of that message, identified by its `message_id`, unless its type is in
-/// `unroutable_ok`.
+/// An unroutable message counts as failed, unless its type is in `unroutable_ok`.
 #[tokio::test]
 async fn only_declared_types_may_be_unroutable() {
     scene(async |scene| {

@@ -65,7 +65,8 @@ impl Aggregate for Account {
     }
 }
 
-/// A bank whose client counts all `update` commands and those with more than one statement.
+/// A bank whose client counts the `update` commands, and separately the `update` commands with more than one
+/// statement.
 struct Bank {
     test: TestDatabase,
     name: String,

@@ -59,7 +59,7 @@ async fn process(test: &TestDatabase, worker: &Processor, id: &str) -> Processed
     worker.process(&document, DeliveryOrder::Ordered, &CancellationToken::new()).await.unwrap()
 }
 
-/// Makes every claim of a document expire, as time would.
+/// Makes every claim of a document expire, as the passing of time would.
 async fn expire_claims(test: &TestDatabase, id: &str) {
     let past = mongodb::bson::DateTime::from_millis(0);
     let set = doc! { "$set": { "outbox.$[].available_at": past } };
@@ -922,7 +922,7 @@ async fn a_stop_releases_unstarted_messages_immediately() {
     test.drop().await;
 }
 
-/// Entries of other writers have no date that a process could compare with its clock, and releasing them adds none.
+/// Entries of other writers have no date that a process could compare with its clock, and a release adds no date.
 #[tokio::test]
 async fn a_released_entry_has_the_date_it_had_before() {
     let test = TestDatabase::create().await;
@@ -1246,7 +1246,7 @@ mod runtimes {
         of_client.block_on(test.drop());
     }
 
-    /// Messages whose delivery ended with the runtime are not delivered by this process, and that is reported.
+    /// Messages whose delivery ended with the runtime are not delivered by this process, and are reported.
     #[test]
     fn a_delivery_that_ends_with_its_runtime_is_announced() {
         let of_client = runtime();

@@ -134,7 +134,7 @@ async fn process(test: &TestDatabase, worker: &Processor, id: &str) -> Processed
     worker.process(&document, DeliveryOrder::Ordered, &CancellationToken::new()).await.unwrap()
 }
 
-/// Makes every entry due that isn't dead, as time would.
+/// Makes every entry due unless it is dead, as the passing of time would.
 async fn make_due(test: &TestDatabase, id: &str) {
     let set = doc! { "$set": { "outbox.$[e].available_at": DateTime::from_millis(0) } };
     let orders = test.orders();

@@ -32,7 +32,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Creates a crate in cargo's folder for tests. It is built into the common target folder.
+/// Creates a crate in cargo's folder for tests. The crate is built into the common target folder.
 fn make_crate() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("readme");
     fs::create_dir_all(folder.join("src")).unwrap();

@@ -163,8 +163,8 @@ async fn a_transient_failure_holds_only_its_key() {
     scene.end().await;
 }
 
-/// A failing message that the receiver must not keep any longer goes to the delay queue. Later messages with
-/// the same key follow it there, and messages with other keys are handled while these wait.
+/// A failing message that the receiver must not keep any longer goes to the delay queue. Later messages with the same
+/// key also go to the delay queue, and messages with other keys are handled meanwhile.
 #[tokio::test]
 async fn messages_beyond_the_bound_wait_in_the_delay_queue() {
     let scene = Scene::begin().await;
@@ -899,8 +899,8 @@ mod outage {
 
     const RS3: &str = "OUTBOX_TEST_MONGODB_RS3_URI";
 
-    /// A message is acknowledged only after the majority has its save: a receiver that is killed before that gets the
-    /// message again, and applies it once.
+    /// A message is acknowledged only after the majority has the save of its effect: a receiver that is killed before
+    /// that gets the message again, and applies it once.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_message_is_acknowledged_after_the_majority_has_it() {
         let flow = Flow::of(TestDatabase::on(RS3).await, &crate::support::uri("OUTBOX_RABBITMQ_URI"));

@@ -738,7 +738,7 @@ where
     let Inserted::Applied(mut inserted, _) = store().insert(new).await.unwrap() else { panic!("{id:?}") };
     inserted.outbox().send(Text("saved".into()));
     assert!(store().save(&mut inserted).await.unwrap().is_current(), "{id:?}");
-    // The test uses one store that has not read any document yet, and one that has.
+    // The test uses a store that has not read any document yet, and a store that has read a document.
     let fresh = store();
     for text in ["updated", "again"] {
         fresh.update(&id, |it| _ = it.outbox().send(Text(text.into()))).await.unwrap();
@@ -930,7 +930,7 @@ async fn a_document_is_saved_under_its_stored_id() {
     let numbers = document_outbox::Store::<ByNumber>::new(test.orders(), &inline);
     numbers.update(&5, |it| it.n = 1).await.unwrap();
     assert_eq!(test.orders().count_documents(doc! { "n": 1 }).await.unwrap(), 3);
-    // A struct that accepts any `_id` asks for the text form, which doesn't exist.
+    // A struct that accepts any `_id` asks for the text form, which no document has.
     test.orders().insert_one(doc! { "_id": oid, "n": 0 }).await.unwrap();
     test.orders().delete_one(doc! { "_id": oid.to_hex() }).await.unwrap();
     let any = document_outbox::Store::<Any>::new(test.orders(), &inline);

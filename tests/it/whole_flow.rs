@@ -227,7 +227,7 @@ async fn ids_of_any_type_survive_the_whole_flow() {
     flow.end().await;
 }
 
-/// P7: *a collection that was dropped and created again: the rescuer sweeps, watches and continues.*
+/// P7: after a collection was dropped and created again, the rescuer sweeps, watches and continues.
 #[tokio::test]
 async fn messages_of_a_recreated_collection_still_arrive() {
     let flow = Flow::begin().await;

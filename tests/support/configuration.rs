@@ -71,7 +71,7 @@ pub(crate) fn check(binary: &str, mongodb: &str, rabbitmq: &str) -> (Option<i32>
     (output.status.code(), String::from_utf8(printed).unwrap())
 }
 
-/// A URI that MongoDB's driver or the AMQP client refuses is a problem of the settings, in a sentence that
+/// A URI that MongoDB's driver or the AMQP client refuses is reported as a problem of the settings, in a sentence that
 /// shows no secret.
 pub(crate) fn assert_uris_are_judged(binary: &str) {
     const BROKER: &str = "amqp://u:hunter2@localhost/%2f";

@@ -384,7 +384,7 @@ impl Worker {
 
 /// A rescuer that runs in this process.
 pub struct Rescue {
-    /// The position from which it began to read.
+    /// The position from which the rescuer began to read.
     pub from: StartedFrom,
     pub events: Heard<RescueEvent>,
     stop: CancellationToken,

@@ -119,7 +119,7 @@ impl Network {
         self.wire.release();
     }
 
-    /// Withholds everything that is sent to the broker until released. Answers still pass.
+    /// Withholds everything that is sent to the broker, until the test releases it. Answers still pass.
     pub fn hold_requests(&self, hold: bool) {
         *self.wire.is_holding.lock().unwrap() = hold;
         self.wire.let_through.notify_all();

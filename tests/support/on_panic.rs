@@ -10,7 +10,7 @@ type CleanUp = dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send + Sync;
 /// The time limit of the cleanup, so that a failed test ends even if a server doesn't answer.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// Cleans up if it is dropped by a panic. A test that passes does its own cleanup.
+/// Cleans up if this value is dropped by a panic. A test that passes does its own cleanup.
 pub struct OnPanic(Option<Box<CleanUp>>);
 
 impl OnPanic {

@@ -60,7 +60,7 @@ impl PrivateBroker {
         self.rabbitmqctl(&["set_vm_memory_high_watermark", "0.4"]).await;
     }
 
-    /// MongoDB is passed in as external, so that `up` starts only RabbitMQ.
+    /// Runs the script with an external MongoDB, so that `up` starts only RabbitMQ.
     async fn services(&self, arguments: &[&str]) -> String {
         let output = tokio::process::Command::new(self.directory.join("scripts/services"))
             .args(arguments)

@@ -15,7 +15,8 @@ pub(crate) struct PrivateMongod {
 }
 
 impl PrivateMongod {
-    /// Starts `mongod` on a free port, with these arguments in addition to the usual ones. Returns before it answers.
+    /// Starts `mongod` on a free port, with these arguments in addition to the usual ones. Returns before `mongod`
+    /// answers.
     pub(crate) fn start(arguments: &[&str]) -> Self {
         crate::isolation::assert_in("outage");
         let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -40,8 +40,8 @@ impl Webhook {
             Ok(request) => request,
             Err(error) => return Outcome::Permanent(format!("no HTTP request can hold it: {error}")),
         };
-        // A receiver that was not reached costs no attempt. If the receiver was reached but did not answer,
-        // the message may have arrived, so it is retried.
+        // If the receiver was not reached, no attempt is counted. If the receiver was reached but did not answer, the
+        // message may have arrived, so it is retried.
         let Ok(stream) = TcpStream::connect(self.receiver).await else {
             return Outcome::Unavailable(format!("{} is not reachable", self.receiver));
         };

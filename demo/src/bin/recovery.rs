@@ -48,7 +48,7 @@ const NAME: &str = "measure_recovery";
 const STATE: &str = "measure_recovery_state";
 const EVERY: Duration = Duration::from_millis(20);
 
-/// The documents that the application saves and whose messages it delivers inline.
+/// A document that the application saves, and whose message the application delivers inline.
 #[derive(Serialize, Deserialize, Aggregate)]
 struct Order {
     #[serde(rename = "_id")]
@@ -124,7 +124,7 @@ fn options() -> Result<Options, Failure> {
     Ok(options)
 }
 
-/// Creates documents as if their process had died an hour ago, between the save and the delivery.
+/// Creates documents as if the process that saved them had died an hour ago, between the save and the delivery.
 async fn strand(database: &Database, documents: usize) -> Result<(), Failure> {
     let collection: Collection<mongodb::bson::Document> = database.collection("orders");
     let then = DateTime::from_millis(DateTime::now().timestamp_millis() - 3_600_000);

@@ -1,4 +1,4 @@
-//! Deliveries that have arrived but have not been requested yet.
+//! Deliveries that have arrived, but that no call of `next` has returned yet.
 
 use std::collections::VecDeque;
 
@@ -7,8 +7,8 @@ use tokio::sync::Notify;
 
 use crate::amqp::consume::delivery::Delivery;
 
-/// Deliveries that have not been requested yet. No lock is held across an await, because a `next` that is no longer
-/// polled must not make [`Consumer::stop_taking`] wait.
+/// Deliveries that no call of `next` has returned yet. No lock is held across an await, because a `next` that is no
+/// longer polled must not make [`Consumer::stop_taking`] wait.
 #[derive(Debug, Default)]
 pub(super) struct Arrivals {
     deliveries: Mutex<VecDeque<Delivery>>,

@@ -94,8 +94,8 @@ impl Delivery {
     /// Requeues the message, so that the broker delivers it again at once. Returns false if the answer could not be
     /// sent.
     ///
-    /// Don't use this for retries: the message is redelivered without a pause, and newer brokers don't count a requeue
-    /// towards the delivery limit.
+    /// Don't use this method for retries: the message is redelivered without a pause, and newer brokers don't count a
+    /// requeue towards the delivery limit.
     pub async fn requeue(self) -> bool {
         self.held.settle(requeue).await
     }

@@ -21,12 +21,12 @@ const GONE: &str = "the publisher has ended";
 #[derive(Debug)]
 pub(super) struct PublishRequest(Vec<Item>);
 
-/// The caller's end of a request. Dropping it cancels all messages that have no answer yet.
+/// The caller's end of a request. Dropping this value cancels all messages that have no answer yet.
 #[derive(Debug)]
 pub(super) struct Answers(Arc<Ticket>);
 
-/// One message in flight, with the place for its answer. If it is dropped without an answer, the caller gets the answer
-/// that the publisher has ended.
+/// One message in flight, with the place for its answer. If this value is dropped without an answer, the caller gets
+/// the answer that the publisher has ended.
 #[derive(Debug)]
 pub(super) struct Item {
     pub(super) publication: Publication,
@@ -134,7 +134,8 @@ impl Item {
         self.settle(Published::Unavailable { reason: reason.to_owned(), maybe_sent: false });
     }
 
-    /// Whether the caller gave up. Another process may have the message by now, so it must no longer be sent.
+    /// Whether the caller gave up. Another process may have the message by now, so this process must no longer send
+    /// it.
     pub(super) fn is_abandoned(&self) -> bool {
         self.ticket.abandoned.load(Ordering::Relaxed)
     }
@@ -161,8 +162,8 @@ impl Backlog {
     }
 
     /// Takes the next window of messages, in order. A window ends when it has this many messages or bytes, or before a
-    /// message whose id it already contains. Messages whose callers gave up are left out. The window is empty only if
-    /// no message waits.
+    /// message whose id the window already contains. Messages whose callers gave up are left out. The window is empty
+    /// only if no message waits.
     pub(super) fn window(&mut self, messages: usize, bytes: usize) -> Vec<Item> {
         let (mut window, mut ids, mut weight) = (Vec::new(), HashSet::new(), 0);
 

@@ -164,8 +164,8 @@ impl PublishSupervisor {
         Ok(())
     }
 
-    /// Takes waiting messages from the inbox, up to a full window. If there are any, lets other ready callers run
-    /// first, because when several callers are woken together, the first one would otherwise get a window of its own.
+    /// Takes waiting messages from the inbox, up to a full window. If any messages wait, lets other ready callers run
+    /// first. Otherwise, when several callers are woken together, the first caller would get a window of its own.
     async fn gather(&mut self) {
         loop {
             let had = self.backlog.len();

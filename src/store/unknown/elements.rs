@@ -47,8 +47,8 @@ pub(super) fn recognise(
     found.now
 }
 
-/// For each element of the array that the struct writes, returns the element of the stored array that it was read from.
-/// `agrees` decides whether its second argument can have been read from its first.
+/// For each element of the array that the struct writes, returns the stored element from which the struct has read
+/// that element. `agrees` decides whether its second argument can have been read from its first.
 pub(super) fn read_from(
     stored: &[RawBsonRef<'_>],
     known: &[RawBsonRef<'_>],
@@ -265,7 +265,7 @@ fn key_named(element: &RawDocument, name: &str) -> Option<String> {
 fn value_of(element: &RawDocument, name: &str) -> Option<String> {
     match element.get(name).ok().flatten()? {
         RawBsonRef::Null | RawBsonRef::Undefined => None,
-        // A number may be written with another type than it was read with.
+        // A number may be written with a type other than the type with which it was read.
         RawBsonRef::Int32(number) => Some(number.to_string()),
         RawBsonRef::Int64(number) => Some(number.to_string()),
         RawBsonRef::Double(number) => Some(number.to_string()),

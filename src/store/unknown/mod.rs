@@ -1,4 +1,4 @@
-//! When a save sets a field, keeps the stored fields inside it that the aggregate's struct doesn't know.
+//! Keeps stored fields that the aggregate's struct doesn't know, when a save sets the field that contains them.
 //!
 //! A save sets whole top-level fields. Unknown top-level fields need no care, because no save touches them. Unknown
 //! fields inside a field that is set are restored: a sub-document gets its unknown fields back at their paths, and each
