@@ -288,7 +288,7 @@ impl Suite<'_> {
     }
 }
 
-/// Returns the same message with a new id, from a document of its own.
+/// Returns the same message with a new id, as a message of another document.
 fn renewed(mut envelope: Envelope) -> Envelope {
     envelope.id = Uuid::now_v7();
     envelope.document = document(envelope.id);

@@ -176,7 +176,7 @@ impl Handler {
     }
 }
 
-/// Delivers to functions of this process, see the [module's](self) example. Clones share the functions.
+/// Delivers to functions of this process. Clones share the functions. The [module](self) has an example.
 #[derive(Clone)]
 pub struct Handlers {
     handlers: Arc<[Arc<Handler>]>,

@@ -35,7 +35,8 @@ use crate::{
     stored::{deliverable::DeliveryOrder, document_ref::DocumentRef},
 };
 
-/// The fraction of the grace period in which `close` releases claimed messages, and the maximum of that time.
+/// The fraction of the grace period that `close` reserves for releasing claimed messages, and the most time that it
+/// reserves.
 const GIVING_BACK: f64 = 0.2;
 const GIVING_BACK_MAX: Duration = Duration::from_secs(2);
 /// The minimum time that `close` takes to release claimed messages, even if the grace period is shorter.

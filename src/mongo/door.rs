@@ -147,7 +147,8 @@ impl Mongo {
         self.reads.read(document).await
     }
 
-    /// Removes these entries if they are still under the claim. Completes once the server has executed the update.
+    /// Removes the delivered entries if they are still under their claim. Completes once the server has executed the
+    /// update.
     pub(crate) async fn clear(&self, delivered: &Delivered) -> ClearOutcome {
         self.clears.clear(delivered).await
     }

@@ -20,8 +20,8 @@ struct Repeated {
 }
 
 impl Repeats {
-    /// Whether to log this warning. If so, returns the number of warnings of its kind since the last log
-    /// line, including this one.
+    /// Counts a warning. If the warning must be logged, returns the number of warnings of its kind since the last log
+    /// line, including this warning.
     pub fn count(&self, kind: &'static str) -> Option<u64> {
         let now = Instant::now();
         let mut kinds = self.0.lock();

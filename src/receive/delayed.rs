@@ -56,7 +56,7 @@ impl DelayedMessages {
         Self { keys: HashMap::new(), count: 0, patience: delay * 3 + Duration::from_mins(1) }
     }
 
-    /// Whether a message of this key may be handled now.
+    /// Whether a message of this key is handled now, or follows an earlier message into the delay queue.
     pub(super) fn turn(&mut self, key: &str, id: &str, now: Instant) -> Turn {
         self.forget_lost(key, now);
         match self.keys.get(key).and_then(VecDeque::front) {

@@ -58,7 +58,7 @@ pub struct ReceivedMessage {
     pub partition_key: Option<String>,
     /// When the event happened, by the sender's clock.
     pub time: Option<DateTime>,
-    /// All other headers: `traceparent` and the sender's own.
+    /// The headers that are not read into the other fields: `traceparent` and the sender's own headers.
     pub headers: BTreeMap<String, String>,
     /// The exchange that the message was published to.
     pub exchange: String,

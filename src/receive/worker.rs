@@ -260,7 +260,7 @@ impl Worker {
         }
     }
 
-    /// Whether a message must wait for an earlier message of its key, which is in the delay queue.
+    /// Whether a message must go to the delay queue because an earlier message of its key is there.
     fn turn(&self, taken: &TakenMessage) -> Turn {
         match (&taken.key, taken.id()) {
             (Some(key), Some(id)) => self.delayed.lock().turn(key, &id, Instant::now()),

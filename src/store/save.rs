@@ -60,7 +60,7 @@ impl<T: Aggregate> Store<T> {
         Ok(Saved::Applied(receipt))
     }
 
-    /// Whether the new entries can be written with a claim, as far as is known before the write.
+    /// Whether the stored outbox is empty, as far as is known before the write.
     fn emptiness(&self, loaded: &mut Loaded<T>, size: Size) -> Emptiness {
         if size.held == 0 {
             return Emptiness::Known;

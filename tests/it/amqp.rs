@@ -186,7 +186,7 @@ impl Scene {
         tokio::time::timeout(LONG, asked).await.expect("everything is acknowledged").unwrap();
     }
 
-    /// Closes this test's connection with the given role, as an operator would.
+    /// Closes the connection of this test that has this role, as an operator would.
     async fn close_connection(&self, role: &str) {
         let name = format!("{}/{role}", self.id);
         let closing = move || {

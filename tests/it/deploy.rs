@@ -47,7 +47,7 @@ fn spelled_like_series(text: &str) -> BTreeSet<String> {
     words.filter(|word| word.starts_with("outbox_")).map(str::to_owned).collect()
 }
 
-/// Returns the metric if `word` is its name or the name of a part of a histogram.
+/// Whether `word` is the name of a metric, or of a part of a histogram.
 fn is_series(word: &str, contract: &BTreeMap<String, String>) -> bool {
     let of_histogram = |suffix| {
         let base = word.strip_suffix(suffix)?;

@@ -145,7 +145,7 @@ fn pages() -> Vec<PathBuf> {
     at_root.chain(files(&root().join("docs"), "md")).collect()
 }
 
-/// Returns the files with this extension under a folder, or `None` if there is no such folder.
+/// Returns the files with this extension under a folder. A folder that doesn't exist has no files.
 fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path());
     let nested = entries.map(|path| match path.is_dir() {

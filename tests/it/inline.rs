@@ -701,8 +701,8 @@ async fn a_message_for_another_deliverer_is_left_unclaimed() {
     test.drop().await;
 }
 
-/// Handlers are isolated: if one hangs, an attempt is counted, but the other handler doesn't get its message
-/// again.
+/// If one of two handlers hangs, a failed attempt is counted, and the message is recorded as delivered to the other
+/// handler.
 #[tokio::test]
 async fn a_handler_that_hangs_does_not_repeat_the_other() {
     let test = TestDatabase::create().await;

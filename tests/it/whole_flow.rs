@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 const DELAY: Duration = Duration::from_secs(1);
 
-/// Pushes the minimal entry that a writer in any language has to push.
+/// Returns the minimal entry that a writer in any language has to push.
 fn minimal(amount: i64) -> Document {
     doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": amount } }
 }

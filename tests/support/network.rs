@@ -125,7 +125,7 @@ impl Network {
         self.wire.let_through.notify_all();
     }
 
-    /// Withholds every request that contains these bytes from now on.
+    /// From now on, withholds every request that contains these bytes.
     pub fn hold_those_with(&self, bytes: &str) {
         self.wire.holds.lock().unwrap().push((bytes.into(), 0));
     }

@@ -287,7 +287,8 @@ fn by_state(now: DateTime) -> Vec<Document> {
     ]
 }
 
-/// The state of an element, as defined in ARCHITECTURE.md; `None` if the element is malformed.
+/// The expression for the state of an element, as defined in ARCHITECTURE.md. The state of a malformed element is the
+/// empty string.
 fn state(now: DateTime) -> Document {
     let due_at = doc! { "$ifNull": ["$$e.available_at", DateTime::MIN] };
     let made = doc! { "$ifNull": ["$$e.created_at", DateTime::MIN] };

@@ -100,7 +100,7 @@ pub(crate) async fn all_databases(mongo: &Mongo) -> Result<Vec<String>, Error> {
     Ok(names.map(str::to_owned).collect())
 }
 
-/// The contents of one database; `None` if there is no such database.
+/// Lists the collections and views of one database. The list is empty if there is no such database.
 async fn list(mongo: &Mongo, database: &str) -> Result<Vec<Listed>, Error> {
     // These two options together need no privilege beyond the privileges on the collections themselves.
     let command = doc! { "listCollections": 1, "nameOnly": true, "authorizedCollections": true };

@@ -58,9 +58,9 @@ fn doubt(
     if ours < returns.len() {
         return Some("RabbitMQ returned a message that is not in the window");
     }
-    // The client attaches at most one returned message to each acknowledgement. If the acknowledgement of one message
-    // carries the return of another message, which itself has no acknowledgement, the first message may also have been
-    // returned: its return may still have been waiting in the client.
+    // The client attaches at most one returned message to each acknowledgement. If message B was returned but has no
+    // acknowledgement, its return was attached to the acknowledgement of another message A. Then A may have been
+    // returned too, because the return of A may still wait in the client.
     let borrowed =
         |(id, answer): (&&str, &Confirm)| *answer == Confirm::Missing && returned.contains_key(*id);
     if ids.iter().zip(answers).any(borrowed) {
