@@ -26,7 +26,8 @@ pub(crate) async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let id = ObjectId::new();
     collection.insert_one(doc! { "_id": id, "paid": false, "legacy": 7 }).await?;
 
-    // Migrate: the field name `outbox` must be unused in each document, and two indexes find pending and dead messages.
+    // The migration checks that no document has a foreign field `outbox`, and creates the two indexes for pending and
+    // dead messages.
     let taken = doc! { "outbox": { "$exists": true, "$not": { "$type": "array" } } };
     if let Some(document) = collection.find_one(taken).await? {
         return Err(format!("rename `outbox` first: {:?}", document.get("_id")).into());

@@ -41,10 +41,11 @@ use syn::{DeriveInput, Error, parse_macro_input};
 /// | `renamed` | `#[serde(alias = "…")]` is safe on this field, because no running process writes the old name any more |
 ///
 /// # Errors
-/// The macro refuses a struct that could not be saved or loaded. Such a struct has no field `_id`, a skipped id or
-/// inbox, an outbox that is not skipped, a field stored as `etag` or `outbox`, a name that MongoDB can't update, a
-/// field that is written but can't be read again, or the attribute `deny_unknown_fields`. For a type that stores
-/// something other than its fields (`transparent`, `into`, an enum), implement the trait by hand.
+/// The macro refuses a struct that could not be saved or loaded. The reasons are: no field is stored as `_id`; the id
+/// or the inbox is skipped; the outbox is not skipped; a field is stored as `etag` or `outbox`; MongoDB can't update a
+/// field of that name; a field is written but can't be read again; or the struct has the attribute
+/// `deny_unknown_fields`. For a type that stores something other than its fields (`transparent`, `into`, an enum),
+/// implement the trait by hand.
 #[proc_macro_derive(Aggregate, attributes(aggregate, serde))]
 pub fn derive_aggregate(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);

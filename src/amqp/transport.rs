@@ -64,7 +64,7 @@ pub(super) async fn connect(
 pub(super) fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>, String> {
     let mut roots = RootCertStore::empty();
     match files.authorities().map_err(|error| error.to_string())? {
-        // The authorities of a CA file replace the system's.
+        // The authorities of a CA file replace the system's authorities.
         Some(authorities) => roots.add_parsable_certificates(authorities),
         None => roots.add_parsable_certificates(authorities_of_this_machine()?),
     };

@@ -83,7 +83,7 @@ async fn a_blocking_dead_message_stops_delivery_until_replay() {
     let updated = accounts.update("a-1", send).await.unwrap();
     assert_eq!(dispositions(updated.receipt.unwrap().dispatch), [Disposition::Waiting]);
 
-    // A dispatcher with the same setting delivers no message after the dead one, either.
+    // A dispatcher with the same setting delivers no message after the dead message, either.
     let mut settings = flow.dispatcher_settings();
     settings.dead_blocks = dead_blocks;
     let mut worker = flow.dispatcher_with(RetryPolicy::default(), settings).await;

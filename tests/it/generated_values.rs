@@ -295,8 +295,8 @@ impl Waking {
     /// Waits until stream and sweep have read everything stored so far. Returns the queued documents with their number
     /// of commands.
     async fn sees_all(&mut self, world: &World, last: i32) -> HashMap<i32, usize> {
-        // Apart from the first sweep, only the stream finds entries without a date. The stream is read in
-        // order, so when it shows this document, it has shown all earlier ones.
+        // Apart from the first sweep, only the stream finds entries without a date. The stream is read in order, so
+        // when it shows this document, it has shown all earlier documents.
         let document = doc! { "_id": last, "outbox": [good()] };
         world.test.orders().insert_one(document).await.unwrap();
         let (mut swept, mut found, mut followed) = (false, false, false);

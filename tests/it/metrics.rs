@@ -457,7 +457,7 @@ mod fail_point {
     #[tokio::test]
     async fn saves_and_deletes_are_counted_by_their_outcomes() {
         let test = TestDatabase::create().await;
-        // A client with its own name, whose inserts can be left without a clear answer.
+        // This client has its own name, so that the test can leave only this client's inserts without a clear answer.
         let name = format!("unsure-{}", uuid::Uuid::now_v7().simple());
         let mut options = mongodb::options::ClientOptions::parse(uri("OUTBOX_MONGODB_URI")).await.unwrap();
         options.app_name = Some(name.clone());

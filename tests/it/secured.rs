@@ -211,7 +211,7 @@ async fn deliver_inline(secured: &Secured, vhost: &str, receiver: &mut Receiver,
     rabbitmq.close().await;
 }
 
-/// Fails with a message if the wait is too long.
+/// Waits until `work` ends, and fails with a message if that takes too long.
 async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(LONG, work).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
@@ -238,7 +238,7 @@ async fn secured_services_with_least_privileges_deliver_foreign_pushes() {
     large.insert("fill", "x".repeat((16 << 20) - 20 - bytes));
     shop.database("shop").collection("orders").insert_one(large).await.unwrap();
     assert_eq!(receiver.next().await, ("order.added".into(), json!({ "amount": 3 })));
-    // Batched claims need one more privilege than single claims.
+    // Claims of several documents are sent in one command, which needs no further privilege.
     let entry = || doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": 6 } };
     let many = (0..MANY).map(|n| doc! { "_id": format!("o-many-{n}"), "outbox": [entry()] });
     shop.database("shop").collection("orders").insert_many(many).await.unwrap();

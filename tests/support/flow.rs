@@ -262,7 +262,7 @@ impl Flow {
 /// The `app_id` of the dispatcher's messages.
 pub const WORKER: &str = "worker";
 
-/// Fails with a message if `work` takes too long.
+/// Waits until `work` ends, and fails with a message if that takes too long.
 pub async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(LONG, work).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }

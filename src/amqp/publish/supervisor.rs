@@ -372,8 +372,8 @@ impl PublishSupervisor {
                     Ok(())
                 }
                 Err(trouble @ Trouble::Misconfigured(_)) => Err(trouble),
-                // The broker ends the connection if the client sent more on the closed channel. Messages need not be
-                // declined for that reason, as long as another connection can be made at once.
+                // The broker ends the connection if the client sent more on the closed channel. Then another
+                // connection is opened at once, so that no message has to be declined.
                 Err(trouble) => {
                     let opening = timeout(RENEWAL, open(self.plan.clone(), self.frame_max.clone())).await;
                     *link = opening.unwrap_or(Err(trouble))?;

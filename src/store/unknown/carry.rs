@@ -20,7 +20,7 @@ pub(crate) struct Carried {
 /// Number of unknown fields that were dropped because their array elements were not recognised, by path.
 pub(crate) type Dropped = BTreeMap<String, usize>;
 
-/// Returns a value of the aggregate in which the unknown fields of its stored value are restored.
+/// Returns a value of the aggregate, with the unknown fields of the stored value restored.
 pub(crate) fn carry(
     unknown: &Unknown,
     before: RawBsonRef<'_>,
