@@ -1148,7 +1148,7 @@ async fn a_deliverer_that_panics_at_once_costs_an_attempt() {
     test.drop().await;
 }
 
-/// A process with several runtimes, such as tests that share a `static`.
+/// These tests use several runtimes in one process, as tests that share a `static` do.
 mod runtimes {
     use document_outbox::Error;
     use tokio::runtime::Runtime;

@@ -613,7 +613,7 @@ async fn a_changed_shard_key_is_refused() {
     test.drop().await;
 }
 
-/// An aggregate with a field `_id` of this type and encoding.
+/// Defines an aggregate whose field `_id` has this type and encoding.
 macro_rules! aggregate {
     ($name:ident, $id:ty $(, $with:literal)?) => {
         #[derive(Debug, Serialize, Deserialize)]
@@ -1197,7 +1197,7 @@ async fn no_save_restores_fields_that_an_earlier_one_removed() {
     test.drop().await;
 }
 
-/// A current struct, and documents that were written before its fields were renamed.
+/// A struct with renamed fields. The stored documents were written before the fields got their present names.
 #[derive(Debug, Serialize, Deserialize)]
 struct Renamed {
     #[serde(rename = "_id")]

@@ -82,7 +82,8 @@ impl Recorded {
         async move { soon("the document to be claimed", read).await }
     }
 
-    /// The rescuer knows the server's time to within half a round trip, which is longer on a busy machine.
+    /// Checks that the delivery began no earlier than the delay. 100 ms less are accepted, because the rescuer knows
+    /// the server's time only to within half a round trip.
     fn came_after(&self, delay: Duration) {
         let waited = self.claimed.timestamp_millis() - self.filled.timestamp_millis();
         let delay = i64::try_from(delay.as_millis()).unwrap();
@@ -330,7 +331,7 @@ async fn without_inline_dispatch_all_messages_arrive_in_order() {
     flow.end().await;
 }
 
-/// Creates a message with every kind of value, for an aggregate with the same `_id`.
+/// A message with every kind of value.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Shipped {
     parcel: uuid::Uuid,

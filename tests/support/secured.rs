@@ -216,7 +216,8 @@ fn mongod() -> PathBuf {
     found.expect("a mongod: scripts/services up --replicas 3 gets one")
 }
 
-/// Use the same command as scripts/services, because Debian's command on PATH would switch to another user and to /var.
+/// Returns the command that scripts/services uses too. Debian's command on PATH would switch to another user and to
+/// /var.
 fn rabbitmq_server() -> PathBuf {
     let debian = PathBuf::from("/usr/lib/rabbitmq/bin/rabbitmq-server");
     let found = Some(debian).filter(|path| path.exists()).or_else(|| on_path("rabbitmq-server"));
@@ -290,7 +291,8 @@ log.console = false
     fs::write(directory.join("definitions.json"), definitions().to_string()).unwrap();
 }
 
-/// Sets up the roles of deploy/roles with their users. The file for `verify` is used in a separate virtual host.
+/// Returns RabbitMQ's definitions for the roles of deploy/roles with their users. The file for `verify` applies to a
+/// separate virtual host.
 fn definitions() -> Value {
     let user = |name: &str, tags: &str| json!({ "name": name, "password": PASSWORD, "tags": tags });
     let mut all = json!({
