@@ -30,7 +30,7 @@ use crate::{
 
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Measures the same rows with small counts, in less than three minutes.
+    /// Measures every row with small counts, in less than three minutes.
     #[arg(long)]
     quick: bool,
     /// Exits with 1 if a goal is missed and docs/performance.md gives no reason for it.

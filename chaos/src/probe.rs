@@ -28,7 +28,7 @@ const SLOW: Duration = Duration::from_millis(500);
 const GIVEN_UP: Duration = Duration::from_secs(15);
 /// The length of the sleep with which the probe checks that this process runs on time.
 const TICK: Duration = Duration::from_millis(50);
-/// If this sleep ends later than planned by more than this, the machine counts as overloaded.
+/// If the sleep of length `TICK` ends later than planned by more than this duration, the machine counts as overloaded.
 const STALL: Duration = Duration::from_millis(300);
 
 /// Watches in the background until this value is dropped.

@@ -80,7 +80,7 @@ fn check_container(serde: &SerdeAttributes, problems: &mut Problems) {
         problems.add(
             other.span,
             format!(
-                "with `{key}` serde stores something other than the fields here; implement `Aggregate` by hand"
+                "with `{key}`, serde stores something other than the fields of this type; implement `Aggregate` by hand"
             ),
         );
     }
@@ -122,7 +122,7 @@ fn the_id<'a>(name: &Ident, fields: &'a [Field<'a>]) -> Result<&'a Field<'a>> {
                 "the id is skipped, so the document gets no `_id`: write `#[serde(rename = \"_id\")]`".into()
             }
             _ => format!(
-                "the id is stored as `{}`, and MongoDB would create an unknown `_id`: mark it \
+                "the id is stored as `{}`, and MongoDB would create an `_id` that the program does not know: mark the id \
                  `#[serde(rename = \"{ID}\")]`",
                 likely.names.write
             ),
@@ -183,7 +183,7 @@ fn ordering_named(ordering: &LitStr) -> Result<Ident> {
         return Ok(format_ident!("{variant}"));
     }
     let hint = did_you_mean(&given, ORDERINGS.map(|(name, _)| name));
-    let sentence = format!("no ordering `{given}`{hint}; there are `ordered`, `dead_blocks` and `unordered`");
+    let sentence = format!("unknown ordering `{given}`{hint}; write `ordered`, `dead_blocks` or `unordered`");
     Err(Error::new(ordering.span(), sentence))
 }
 

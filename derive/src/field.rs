@@ -109,8 +109,8 @@ impl<'a> Field<'a> {
             );
         }
         if let Some(alias) = self.serde.find("alias") {
-            let sentence = "`alias` on the id: each document has an `_id`, and a document with both names no longer \
-                            loads; remove `alias`";
+            let sentence = "`alias` on the id: each document has an `_id`, and a document with both names can \
+                            no longer be loaded; remove `alias`";
             problems.add(alias.span, sentence);
         }
         if let Some(flatten) = self.serde.find("flatten") {
@@ -169,7 +169,7 @@ impl<'a> Field<'a> {
             problems.add(
                 skip.span,
                 format!(
-                    "`{key}` without a default: a document without `{}` no longer loads; add `#[serde(default)]`",
+                    "`{key}` without a default: a document without `{}` can no longer be loaded; add `#[serde(default)]`",
                     self.names.read
                 ),
             );
@@ -224,7 +224,7 @@ impl<'a> Field<'a> {
                     alias.span,
                     format!(
                         "`alias` on a stored field: a document that a process with the old name saves has both \
-                         `{old}` and `{}`, and no longer loads; once no such process runs, confirm that with \
+                         `{old}` and `{}`, and can no longer be loaded; once no such process runs, confirm that with \
                          `#[aggregate(renamed)]`",
                         self.names.write
                     ),

@@ -79,7 +79,7 @@ impl Options {
             let known = known.join(", ");
             return Ok(Err(Error::new(
                 span,
-                format!("unknown key `{name}` of `#[{helper}(…)]`{hint}; the keys here are {known}"),
+                format!("unknown key `{name}` of `#[{helper}(…)]`{hint}; the known keys are {known}"),
             )));
         };
         if key.takes != Takes::Texts && self.given.iter().any(|given| given.key == key.name) {
@@ -91,7 +91,7 @@ impl Options {
                 Ok(Err(Error::new(text.span(), format!("`{name}` takes no value"))))
             }
             (None, Takes::Text | Takes::Texts) => {
-                Ok(Err(Error::new(span, format!("`{name}` takes a text: `{name} = \"…\"`"))))
+                Ok(Err(Error::new(span, format!("`{name}` takes a string: `{name} = \"…\"`"))))
             }
             _ => Ok(Ok(Given { key: key.name, span, text })),
         }

@@ -20,7 +20,7 @@ use tokio::{sync::Notify, time::Instant};
 /// test.
 const MINUTE: Duration = Duration::from_mins(1);
 
-/// Why MongoDB counts as unreachable until it has first answered or a first request has failed.
+/// Why MongoDB counts as unreachable at the start, before its first answer or the first failed request.
 const NOT_YET: &str = "it has not answered yet";
 
 const OTHER_CLUSTER: &str = "the commands are from another MongoDB cluster; mongodb_uri, state_database or \

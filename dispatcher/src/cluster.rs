@@ -61,7 +61,7 @@ impl Cluster {
     /// Asks MongoDB for the UUID, unless MongoDB returned it within the last [`PAUSE`].
     ///
     /// # Errors
-    /// If the UUID could not be read. The UUID that was read earlier stays in use.
+    /// Returns an error if the UUID could not be read. The UUID that was read earlier then stays in use.
     pub(crate) async fn ask(&self) -> Result<(), Error> {
         if self.known().read.is_some_and(|read| read.elapsed() < PAUSE) {
             return Ok(());

@@ -78,7 +78,7 @@ impl Dispatcher {
     /// ```
     ///
     /// # Errors
-    /// [`InvalidSettings`], with a sentence for every problem.
+    /// Returns [`InvalidSettings`], with a sentence for every problem.
     pub fn embedded(
         client: &Client,
         deliver: impl Deliver,
@@ -92,7 +92,7 @@ impl Dispatcher {
     /// Prepares a worker that delivers through `processor` and consumes commands through `consumer`.
     ///
     /// # Errors
-    /// [`InvalidSettings`], with a sentence for every problem.
+    /// Returns [`InvalidSettings`], with a sentence for every problem.
     pub fn new(
         processor: Processor,
         amqp: AmqpSettings,
@@ -154,7 +154,7 @@ impl Dispatcher {
     /// Runs the worker until `stop` is cancelled, then stops it gracefully, within the grace period.
     ///
     /// # Errors
-    /// [`Ended`], if the worker can't continue. The worker is stopped gracefully in this case, too.
+    /// Returns [`Ended`] if the worker can't continue. The worker is stopped gracefully in this case, too.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Ended> {
         let mut running = self.start();
         let ended = tokio::select! {
@@ -190,8 +190,8 @@ impl Running {
         self.consumer.ready().await
     }
 
-    /// Waits until an essential task of the worker has ended, for example by a panic. A worker ends only
-    /// in this way or by a stop. Cancel safe.
+    /// Waits until an essential task of the worker has ended, for example by a panic. A worker ends only in
+    /// this way or by a stop. This method is cancel safe.
     pub async fn ended(&mut self) -> Ended {
         match self.essential.join_next().await {
             Some(Ok(name)) => Ended(name.into()),

@@ -31,8 +31,8 @@
 //! long, the broker would end the consumer (RabbitMQ's `consumer_timeout`, 30 minutes).
 //!
 //! # Assumptions
-//! A rescuer is running. Without a rescuer, no further command is sent for messages that were left to the
-//! sweep.
+//! The dispatcher assumes that a rescuer is running. Without a rescuer, no further command is sent for
+//! messages that were left to the sweep.
 //!
 //! # Use
 //! The binary `outbox-dispatcher` publishes the outboxes of any collection to RabbitMQ, without knowing

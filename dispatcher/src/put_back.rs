@@ -39,13 +39,14 @@ pub(crate) enum Prefetch {
 }
 
 impl Waiting {
-    /// Counts one more waiting command, for which the prefetch may have to grow.
+    /// Counts one more waiting command, and returns whether the prefetch has to grow.
     pub(crate) fn begin(&self) -> Prefetch {
         let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
         if count > self.room.load(Ordering::Relaxed) { Prefetch::Changes } else { Prefetch::Stays }
     }
 
-    /// Counts one waiting command less. When none waits, the prefetch returns to its base.
+    /// Counts one waiting command fewer, and returns whether the prefetch changes: it returns to its base
+    /// once no command waits.
     pub(crate) fn end(&self) -> Prefetch {
         let before = self.count.fetch_sub(1, Ordering::Relaxed);
         if before == 1 { Prefetch::Changes } else { Prefetch::Stays }

@@ -22,9 +22,9 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics;
 
 const MOST: u32 = 1_000_000;
-/// The minimum wait of a task that has to wait. The tasks behind it use the permits that accumulate
-/// meanwhile, so that all continue together and share their commands to MongoDB. This wait is half
-/// of the time in which the maximum number of permits accumulates, because a sleep may end late.
+/// The minimum wait of a task that has to wait. The tasks that wait behind it use the permits that accumulate
+/// meanwhile, so all these tasks continue together and share their commands to MongoDB. This wait is half of
+/// the time in which the maximum number of permits accumulates, because a sleep may end late.
 const TICK: Duration = Duration::from_millis(10);
 /// The number of permits that may accumulate is the rate per second divided by this number.
 const SAVED_UP: u32 = 50;
@@ -48,7 +48,7 @@ impl Rate {
     /// A rate of `messages` per second.
     ///
     /// # Errors
-    /// If `messages` is zero or more than a million.
+    /// Returns an error if `messages` is zero or more than a million.
     pub fn per_second(messages: u32) -> Result<Self, InvalidRate> {
         match NonZeroU32::new(messages) {
             Some(rate) if messages <= MOST => Ok(Self(rate)),

@@ -179,7 +179,7 @@ impl Worker {
     pub(crate) async fn handle(self: Arc<Self>, delivery: Delivery) {
         let taken = Instant::now();
 
-        // Anyone who may publish to the exchange can write anything there.
+        // Any user with permission to publish to the exchange can write anything there.
         let admitted = admit(delivery.message_type.as_deref(), &delivery.body, &self.settings.watch);
         let ProcessDocumentMessages { document, reason, cluster } = match admitted {
             Ok(command) => command,
@@ -380,7 +380,7 @@ impl Worker {
     /// Leaves the document's messages to the sweep.
     fn leave(&self, document: &DocumentRef, why: Left) -> Settlement {
         if !matches!(why, Left::MongoDb(_)) {
-            tracing::debug!(%document, ?why, "left to the sweep");
+            tracing::debug!(%document, ?why, "the document's messages are left to the sweep");
         } else if let Some(count) = self.repeats.count("left") {
             tracing::warn!(%document, ?why, count, "the document could not be processed; leaving it to the sweep");
         }

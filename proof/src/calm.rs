@@ -16,7 +16,8 @@ const STEPS_A_TICK: usize = 500;
 /// The results of all calm runs, stored for each state that a calm run has visited.
 pub struct Calm {
     within: Tick,
-    /// By the fingerprint of a state: the number of ticks until everything was delivered, or `None` if this took too long.
+    /// For each state, the number of ticks until everything was delivered, or `None` if this took too long. The key is the
+    /// fingerprint of the state.
     known: Mutex<HashMap<u64, Option<Tick>>>,
 }
 

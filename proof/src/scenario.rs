@@ -1,4 +1,4 @@
-//! Scenarios: which processes act, which faults may strike and how often, and how far the search goes.
+//! Scenarios: which processes act, which faults may strike and how many times, and how far the search goes.
 
 use std::sync::Arc;
 

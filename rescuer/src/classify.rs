@@ -87,7 +87,7 @@ pub(crate) fn is_transient(error: &Error) -> bool {
     }
     match error_codes::code(error) {
         Some(code) => TRANSIENT.contains(&code),
-        // The server did not refuse anything.
+        // An error without a code is not from the server, so it is not a refusal.
         None => true,
     }
 }
@@ -126,7 +126,8 @@ mod tests {
         for code in [286, 280, 260, 136, 10334, 9] {
             assert_eq!(of_code(code), Fault::Lost, "{code}");
         }
-        // Not primary, interrupted at shutdown, cursor not found, exceeded time limit, host unreachable.
+        // The first five codes mean: not primary, interrupted at shutdown, cursor not found, exceeded time
+        // limit, and host unreachable.
         for code in [10107, 11600, 43, 50, 6, 189, 91, 133, 234, 237] {
             assert_eq!(of_code(code), Fault::Transient, "{code}");
         }

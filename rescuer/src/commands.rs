@@ -45,7 +45,7 @@ impl BrokerCommands {
     /// Connects in the background, and makes the exchange and the queue for commands under their default names.
     ///
     /// # Panics
-    /// Outside a Tokio runtime.
+    /// Panics if it is called outside a Tokio runtime.
     #[must_use]
     pub fn start(amqp: AmqpSettings) -> Self {
         let topology = CommandSender::topology(COMMANDS_EXCHANGE, COMMANDS_QUEUE, TopologyMode::Declare);
@@ -67,7 +67,7 @@ impl Commands for BrokerCommands {
     }
 
     async fn ready(&self) {
-        // If the publisher is closed for good, this returns false, and the next send reports that.
+        // The result is ignored: if the publisher is closed for good, the next send reports it.
         self.publisher.ready().await;
     }
 

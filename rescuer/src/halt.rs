@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::RescuerError;
 
-/// A stop was requested, or the lease is over: no new work must begin.
+/// A stop was requested, or the lease is over. In both cases no new work begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Halt;
 

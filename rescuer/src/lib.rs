@@ -23,10 +23,10 @@
 //! - Memory doesn't grow with the delay, the backlog, or an outage of the broker.
 //!
 //! # Assumptions
-//! MongoDB 6.0 or later as a replica set or a sharded cluster. The watched collections should have the index
-//! on `outbox.available_at`; without it the sweep is slow, because it reads the collections from end to end.
-//! The rescuer only needs permission to read the watched collections, and to read and write its state
-//! database.
+//! The rescuer needs MongoDB 6.0 or later as a replica set or a sharded cluster. The watched collections
+//! should have the index on `outbox.available_at`; without it the sweep is slow, because it reads the
+//! collections from end to end. The rescuer only needs permission to read the watched collections, and to
+//! read and write its state database.
 //!
 //! # Caveats
 //! - A command is only a hint, so extra commands are harmless. The rescuer may send them after a crash, and

@@ -148,8 +148,7 @@ fn check_start_at(text: &str) -> Result<(), String> {
     start_at(text).map(drop)
 }
 
-/// Parses a time or a duration before now. The time must be in the past; an empty text means
-/// `None`.
+/// Parses a time in the past, or a duration that says how long ago the time was. An empty text means `None`.
 fn start_at(text: &str) -> Result<Option<Timestamp>, String> {
     if text.is_empty() {
         return Ok(None);

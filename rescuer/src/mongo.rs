@@ -90,8 +90,8 @@ pub(crate) fn primary() -> SelectionCriteria {
     SelectionCriteria::ReadPreference(ReadPreference::Primary)
 }
 
-/// Options for the collections of the state database. With these options, a failover undoes no
-/// write, and no data that was read.
+/// Options for the collections of the state database. They use majority concern, so a failover undoes neither
+/// a write nor data that was read.
 pub(crate) fn lasting() -> CollectionOptions {
     let majority = WriteConcern::builder().w(Acknowledgment::Majority).w_timeout(MAJORITY_WITHIN).build();
     CollectionOptions::builder()

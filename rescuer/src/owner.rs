@@ -72,7 +72,7 @@ impl Owner {
         let catalogue = Arc::new(Catalogue::new(term.clone()));
         let full_sweep = Arc::new(FullSweep::new(term.clone()));
 
-        // Builds the sweep. The gauge waits until the sweep's first round has ended.
+        // Builds the sweep. The backlog gauge counts nothing until the sweep's first round has ended.
         let swept = CancellationToken::new();
         let reader =
             CollectionReader::new(term.clone(), sender.clone(), inspector.clone(), catalogue.clone());

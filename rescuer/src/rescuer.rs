@@ -53,7 +53,7 @@ impl Rescuer {
     /// Prepares a rescuer without connecting.
     ///
     /// # Errors
-    /// [`RescuerError::Settings`], with every problem of the settings.
+    /// Returns [`RescuerError::Settings`], with every problem of the settings.
     pub fn new(
         client: Client,
         commands: Arc<dyn Commands>,
@@ -81,10 +81,10 @@ impl Rescuer {
     /// `amqp`, with the default names of exchange and queue.
     ///
     /// # Errors
-    /// [`RescuerError::Settings`], with every problem of the settings.
+    /// Returns [`RescuerError::Settings`], with every problem of the settings.
     ///
     /// # Panics
-    /// Outside a Tokio runtime.
+    /// Panics if it is called outside a Tokio runtime.
     pub fn embedded(client: &Client, amqp: AmqpSettings, settings: Settings) -> Result<Self, RescuerError> {
         Self::new(client.clone(), Arc::new(BrokerCommands::start(amqp)), settings)
     }
@@ -111,10 +111,10 @@ impl Rescuer {
     /// the others continue.
     ///
     /// # Errors
-    /// [`RescuerError`], if it cannot start, or if no stream can continue.
+    /// Returns a [`RescuerError`] if the rescuer cannot start, or if no stream can continue.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RescuerError> {
-        // A separate token, so that a failed stream can stop the others. If this future ends or is
-        // dropped, all streams stop too.
+        // This separate token lets a failed stream stop the other streams. If this future ends or is dropped,
+        // all streams stop too.
         let stop = stop.child_token();
         let _all = stop.clone().drop_guard();
         match server::check(&self.process.mongo, &stop).await {
@@ -167,17 +167,17 @@ pub struct Running {
 }
 
 impl Running {
-    /// The current state of the rescuer.
+    /// Returns a handle with which a caller can read the rescuer's state.
     #[must_use]
     pub fn status(&self) -> Status {
         self.status.clone()
     }
 
-    /// Waits until the rescuer has ended. Without a stop, it ends only if no stream can continue. Cancel
-    /// safe.
+    /// Waits until the rescuer has ended. Without a stop, it ends only if no stream can continue. This method
+    /// is cancel safe.
     ///
     /// # Errors
-    /// [`RescuerError`], with the reason.
+    /// Returns the [`RescuerError`] that ended the rescuer.
     pub async fn ended(&mut self) -> Result<(), RescuerError> {
         joined((&mut self.task).await)
     }
@@ -185,7 +185,7 @@ impl Running {
     /// Stops the rescuer in the same way as [`Rescuer::run`] stops, and waits until it has ended.
     ///
     /// # Errors
-    /// [`RescuerError`], if the rescuer had already failed.
+    /// Returns a [`RescuerError`] if the rescuer had already failed.
     pub async fn stop(self) -> Result<(), RescuerError> {
         drop(self.stop);
         joined(self.task.await)

@@ -18,9 +18,11 @@ pub const LONGEST_LEASE: Duration = Duration::from_mins(10);
 
 /// The largest page. A larger one would take too long to read.
 const LARGEST_PAGE: usize = 10_000;
-/// The longest time without reading a cursor. The server drops a cursor that is idle for 10 minutes.
+/// The longest time for which a cursor may stay unread. The server drops a cursor that is idle for 10
+/// minutes.
 const LONGEST_CURSOR_IDLE: Duration = Duration::from_mins(9);
-/// The longest time for a last write. The default `shutdown_grace` has room for several such writes.
+/// The longest time that a stopping rescuer's last write may take. The default `shutdown_grace` has room for
+/// several such writes.
 const LONGEST_LAST_WRITE: Duration = Duration::from_secs(2);
 
 /// The policy for a stream that cannot continue from the saved position.
@@ -56,20 +58,20 @@ pub struct Settings {
     pub unordered: Vec<NamespacePattern>,
     /// The watched collections in which a dead message blocks the later ones of its document. Default: none.
     pub dead_blocks: Vec<NamespacePattern>,
-    /// How old a message must be before it is rescued, so that the inline dispatcher comes first. A
+    /// How old a message must be before it is rescued, so that the inline dispatcher can deliver it first. A
     /// pattern in `watch` can have its own delay instead. From 1 s to 24 h. Default: 15 s.
     pub delay: Duration,
     /// The duration of the lease on a stream. If a rescuer dies, another replaces it after at most this
     /// time. From 1 s to 10 min. Default: 15 s.
     pub ownership_lease: Duration,
-    /// If set, the rescuer ignores the saved position and reads from this time when it first owns a
-    /// stream. It is meant for operators who want changes to be checked again, and applies at every
-    /// start for as long as it is set. Default: none.
+    /// If set, the rescuer ignores the saved position and reads from this time when it first becomes the
+    /// owner of a stream. It is meant for operators who want changes to be checked again, and applies at
+    /// every start for as long as it is set. Default: none.
     pub start_at: Option<Timestamp>,
     /// The interval between sweeps of due entries. Default: 10 s.
     pub sweep_interval: Duration,
-    /// The interval at which the sweep also reads entries without a date, and reads collections that lack
-    /// the sweep's index from end to end. Default: 1 h.
+    /// The interval at which the sweep also reads entries without a date, and at which it reads every
+    /// collection that lacks the sweep's index from end to end. Default: 1 h.
     pub full_sweep_interval: Duration,
     /// The maximum number of queries per second that the sweeps of all streams send together. Default: 50.
     pub sweep_queries_per_second: u32,
@@ -88,8 +90,9 @@ pub struct Settings {
     /// Whether pending and dead messages are counted at all. Set this to false if the metrics aren't read.
     /// Default: true.
     pub count_totals: bool,
-    /// How long the supervisor of this process waits, after it has requested a stop, until the rescuer has ended.
-    /// The value is only used for a warning: it should not be longer than the lease. Default: unknown.
+    /// How long the supervisor of this process, such as Kubernetes, lets the rescuer continue after it has
+    /// requested a stop. The value is only used for a warning, because it should not be longer than the
+    /// lease. Default: unknown.
     pub shutdown_grace: Option<Duration>,
     /// The policy for a stream that cannot continue from the saved position. Default: [`OnHistoryLost::Sweep`].
     pub on_history_lost: OnHistoryLost,
@@ -119,7 +122,7 @@ impl Settings {
     /// The default settings for collections given as text, such as `shop.orders,stock.*`.
     ///
     /// # Errors
-    /// The first invalid pattern.
+    /// Returns the error of the first pattern that is invalid.
     pub fn watching(patterns: &str) -> Result<Self, InvalidPattern> {
         Ok(Self::new(NamespacePattern::list(patterns)?))
     }
@@ -163,7 +166,7 @@ impl Settings {
     /// Checks whether a rescuer can work with these settings.
     ///
     /// # Errors
-    /// All problems, each with the names of the settings that cause it.
+    /// Returns all problems, each with the names of the settings that cause the problem.
     pub fn validate(&self) -> Result<(), InvalidSettings> {
         let mut problems = InvalidSettings::default();
         self.check_patterns(&mut problems);
@@ -208,7 +211,8 @@ impl Settings {
         // intended.
         if let Some((pattern, by)) = covered(&self.watch) {
             let sentence = format!(
-                "has {pattern} after {by}, which covers the former completely; put {pattern} first, or remove it"
+                "has {pattern} after {by}, although {by} covers {pattern} completely; put {pattern} first, or \
+                 remove {pattern}"
             );
             problems.add(&["watch"], sentence);
         }
@@ -278,7 +282,7 @@ impl Settings {
     }
 }
 
-/// The first pattern that never applies, and the earlier one that covers it.
+/// The first pattern that never applies, and the earlier pattern that covers it.
 fn covered(watch: &[NamespacePattern]) -> Option<(&NamespacePattern, &NamespacePattern)> {
     for (at, pattern) in watch.iter().enumerate() {
         if let Some(earlier) = watch[..at].iter().find(|earlier| earlier.covers(pattern)) {

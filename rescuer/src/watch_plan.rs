@@ -21,8 +21,8 @@ pub(crate) struct Coverage {
     pub(crate) state_database: String,
 }
 
-/// One pattern, together with the earlier patterns that have another delay: the collections that an earlier
-/// pattern matches belong to another stream.
+/// One pattern, together with the earlier patterns that have another delay. The collections that one of these
+/// earlier patterns matches belong to another stream.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct CoveredPattern {
     pub(crate) pattern: NamespacePattern,

@@ -12,7 +12,8 @@ pub(crate) mod unsettled;
 pub(crate) mod processor {
     use crate::observe::health::InFlight;
 
-    /// Replaces the library's processor, which the seats ask whether it is available; this one always is.
+    /// Replaces the library's processor. The seats ask the processor whether it is available, and this one
+    /// always is.
     #[derive(Debug, Default)]
     pub(crate) struct Processor;
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A problem of the settings, with its correction.
+/// A problem with the settings, and how to correct it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SettingsProblem {
@@ -48,7 +48,7 @@ impl InvalidSettings {
     /// Returns `Ok` if there are no problems.
     ///
     /// # Errors
-    /// The problems, if there are any.
+    /// Returns the problems, if there are any.
     pub fn into_result(self) -> Result<(), Self> {
         if self.0.is_empty() { Ok(()) } else { Err(self) }
     }

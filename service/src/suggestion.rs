@@ -13,7 +13,7 @@ fn nearest<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -> Op
         .map(|(_, candidate)| candidate)
 }
 
-/// The text ` (did you mean delay?)`, or an empty text.
+/// Returns a text such as ` (did you mean delay?)`, or an empty text if no candidate is close.
 pub fn did_you_mean<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
     nearest(given, candidates).map(|name| format!(" (did you mean {name}?)")).unwrap_or_default()
 }

@@ -57,8 +57,8 @@ impl TokenBucket {
         }
     }
 
-    /// Lengthens the wait of each task that has to wait to at least this time. The tasks behind it
-    /// then find the tokens that have accumulated.
+    /// Makes each task that has to wait for a token wait at least this long. The tasks behind that task then
+    /// find the tokens that have accumulated.
     #[must_use]
     pub fn waiting_at_least(mut self, shortest_wait: Duration) -> Self {
         self.shortest_wait = shortest_wait;

@@ -162,7 +162,7 @@ impl Plan {
             )),
             _ => match tls_error(error) {
                 Some(rustls::Error::InvalidCertificate(_)) => Trouble::Misconfigured(format!(
-                    "the certificate of {endpoint} is not accepted: put the authority that signed it into the CA file (rabbitmq_ca_file), and use a host name in the URI that the certificate was issued for ({said})"
+                    "the certificate of {endpoint} is not accepted: put the authority that signed it into the CA file (rabbitmq_ca_file), and use in the URI a host name for which the certificate was issued ({said})"
                 )),
                 Some(rustls::Error::AlertReceived(_)) => Trouble::Misconfigured(format!(
                     "{endpoint} refused the encrypted connection: it may require a client certificate; check the certificate and its key (rabbitmq_cert_file, rabbitmq_key_file) ({said})"

@@ -168,11 +168,11 @@ impl ReceiverSettings {
         );
         add_if(self.prefetch_bytes == 0, "prefetch_bytes is 0; allow at least the size of one message");
         add_if(self.delivery_limit == 0, "delivery_limit is 0; allow at least one delivery");
-        add_if(self.time_limit.is_zero(), "time_limit is 0, so that every message would fail");
-        add_if(self.delay.is_zero(), "delay is 0, so that a failing message would be tried without a pause");
+        add_if(self.time_limit.is_zero(), "time_limit is 0, so every message would fail");
+        add_if(self.delay.is_zero(), "delay is 0, so a failing message would be tried without a pause");
         add_if(
             self.retry_min.is_zero(),
-            "retry_min is 0, so that a failing message would be tried without a pause",
+            "retry_min is 0, so a failing message would be tried without a pause",
         );
         add_if(
             self.retry_within > Self::RETRY_AT_MOST,

@@ -16,7 +16,8 @@ use tokio::sync::Mutex;
 use super::{dual_write::Confirmed, updates};
 use crate::result::Result;
 
-/// Number of workers. Together, the workers claim as many messages as a dispatcher publishes before it clears messages.
+/// Number of workers. Together, the workers claim as many messages as a dispatcher publishes before it clears any of
+/// them.
 pub(super) const WORKERS: usize = 4;
 pub(super) const BATCH: usize = 64;
 const LEASE: Duration = Duration::from_mins(1);
@@ -86,8 +87,8 @@ impl CarefulLoop {
         self.settle(&documents, published, &me, clock).await
     }
 
-    /// Clears the first message of each document whose message was confirmed, and releases the claims of the
-    /// other documents.
+    /// Clears the first message of each document if the message was confirmed. Otherwise releases the document's
+    /// claim.
     pub(super) async fn settle(
         &self,
         documents: &[Document],

@@ -1,5 +1,5 @@
-//! Measures the time from a save to the receiver at a fixed rate. The time is counted from when each save should have
-//! begun.
+//! Measures the time from a save until its message is received. The saves begin at a fixed rate, and the time of a
+//! late save is counted from when it should have begun.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Measures how long a save takes until it is answered, for one saver that pauses between its saves.
+//! Measures how long a save takes when no other save runs, for a saver that pauses between its saves.
 
 use std::time::{Duration, Instant};
 

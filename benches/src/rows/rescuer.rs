@@ -37,9 +37,9 @@ use crate::{
     stats::{percentile, ratios},
 };
 
-/// How often each document in the backlog is changed.
+/// The number of changes of each document in the backlog.
 const ROUNDS: usize = 10;
-/// Number of documents per second that stay undelivered.
+/// Number of documents per second whose messages stay undelivered.
 const LEFT_PER_SECOND: f64 = 100.0;
 
 /// Takes commands and counts them.

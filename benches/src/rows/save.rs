@@ -38,7 +38,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
             saves.push(began.elapsed().as_secs_f64());
 
             delivered(&mut events).await?;
-            // The clear after the save ends during this pause.
+            // The clear that follows the save ends during this pause.
             tokio::time::sleep(Duration::from_millis(3)).await;
 
             writes.push(replace(&raw, stored).await?);

@@ -15,8 +15,8 @@ use crate::{
 
 pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     const SAVERS: usize = 16;
-    /// The pause between two saves of the same document. There are many saves, because the last one needs a
-    /// separate clear, which should count little.
+    /// The pause between two saves of the same document. The measurement makes many saves, so that the
+    /// separate clear after the last save counts little.
     const PAUSE: Duration = Duration::from_millis(200);
     const TIME: Duration = Duration::from_secs(3);
     let store = bed.orders(&bed.inline(Mode::Await), "writes", SAVERS * DOCUMENTS, 2_000).await?;
@@ -28,7 +28,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
         each.push(before.until_now(bed).await?.documents_written as f64 / saves);
     }
     let row = Row::new("writes", "database writes per message", "–");
-    // The servers also make a few writes of their own.
+    // The result also includes a few writes that the servers make on their own.
     report
         .add(row.goal(Goal::AtMost(2.0)).values("", &each.iter().copied().map(rounded).collect::<Vec<_>>()));
 

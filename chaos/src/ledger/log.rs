@@ -38,7 +38,7 @@ struct Entries {
     file: BufWriter<File>,
 }
 
-/// A save with messages that an application announced.
+/// A save, together with its messages, that an application announced.
 #[derive(Debug, Clone)]
 pub(crate) struct Save {
     pub(crate) process: String,

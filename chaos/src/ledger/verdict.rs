@@ -21,8 +21,8 @@ const NOTHING_WRITTEN: [&str; 7] =
 const EXAMPLES: usize = 3;
 /// How many problems of each kind the report describes.
 const TOLD: usize = 5;
-/// A save counts as answerable only if another write, which began after the save, reached a majority within this time after the
-/// start of the save.
+/// A save counts as answerable only if a write of the probe that began after the save reached a majority within this time after
+/// the start of the save.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// The verdict on a run.

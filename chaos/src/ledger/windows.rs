@@ -38,7 +38,7 @@ const CLEAR: Duration = Duration::from_secs(2);
 /// The tolerance for times: the harness sees an event a little after the event, and a process reads an answer a little after the
 /// answer has passed the link.
 const SLACK: Duration = Duration::from_millis(300);
-/// After this part of a claim's duration a confirm counts as late, because little time is left to clear the message.
+/// A confirm counts as late after this fraction of the claim's duration, because little time is then left to clear the message.
 const LATE: f64 = 0.5;
 
 /// A message, and the id of the document that sent it.
@@ -48,7 +48,7 @@ pub(super) struct Message<'a> {
 }
 
 /// Returns the window that explains why a message was published again; none if RabbitMQ returned the first copy because no queue
-/// was bound: the receiver then gets only one copy.
+/// was bound, so that the receiver gets only one copy.
 pub(super) fn window(
     of: &Message<'_>,
     first: &Publish,

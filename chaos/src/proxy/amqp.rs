@@ -22,7 +22,8 @@ pub(super) struct Follower {
 struct Followed {
     /// The delivery tag that the next publish gets; none before the client has enabled confirms.
     next_tag: Option<u64>,
-    /// Has a value between a publish and its content header: true if the publish is of a message, false if it is of a command.
+    /// Between the frame of a publish and its content header: true if a message is published, false if a command is published.
+    /// Otherwise none.
     is_publishing: Option<bool>,
     /// Whether RabbitMQ has begun to return a message, and the content header of that message has not passed yet.
     is_returning: bool,

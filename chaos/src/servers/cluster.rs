@@ -34,7 +34,7 @@ const FULL_RECOVERY: Duration = Duration::from_secs(10);
 const GOODBYE: Duration = Duration::from_secs(3);
 /// How long a node may take to accept a connection.
 const DIAL: Duration = Duration::from_secs(1);
-/// The threshold of a node's memory alarm while no fault raises the alarm, as a part of the machine's memory.
+/// The threshold of a node's memory alarm while no fault raises the alarm, as a fraction of the machine's memory.
 const WATERMARK: &str = "0.8";
 /// The default `max_message_size` of RabbitMQ 3, in bytes.
 const MESSAGE_LIMIT: u64 = 134_217_728;

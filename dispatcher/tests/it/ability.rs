@@ -114,7 +114,7 @@ async fn a_worker_learns_its_clusters_new_name() {
     scene.strike().await;
 }
 
-/// *Forged, it is harmless*: commands of an unknown cluster wait separately, and take no room from other
+/// A forged command is harmless: commands of an unknown cluster wait separately, and take no room from other
 /// commands.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_forged_commands_delay_no_other() {
@@ -232,7 +232,8 @@ async fn stress_a_worker_with_foreign_commands_alone_stops_taking() {
     for _ in 0..20 {
         assert_eq!(right.finished().await, Processed::Done);
     }
-    // The worker takes one command per minute as a test. Now this is a command from its own cluster.
+    // The worker takes one command per minute as a test. The next test command is from the worker's own
+    // cluster.
     scene.place("own", [1]).await;
     right.running.stop().await;
     scene.send("own", there.cluster).await;

@@ -1,4 +1,4 @@
-//! The binary: several processes at a time, killed, and stopped under load.
+//! Tests the binary: several processes run at a time, are killed, and are stopped under load.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -238,7 +238,8 @@ async fn one_dispatcher_continues_when_another_is_killed() {
     one_of_two_is_killed(200, 4, "--claim-lease=2s").await;
 }
 
-/// P3 (a), for a backlog of 4,500 messages, with the default number of messages in flight.
+/// P3 (a): a killed dispatcher repeats at most `max_repeats` messages, which is 256 by default. The backlog
+/// has 4,500 messages.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_a_killed_dispatcher_repeats_no_more_than_its_bound() {
@@ -353,7 +354,7 @@ async fn a_document_larger_than_the_memory_allowed_is_delivered() {
     assert!(peak < 256, "{peak} MiB");
 }
 
-/// There are 1.5 GB of messages, and half a gigabyte of memory.
+/// The messages take up 1.5 GB, and the worker stays below half a gigabyte of memory.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_large_documents_stay_within_memory() {

@@ -1,4 +1,4 @@
-//! Commands in, messages out, outboxes empty.
+//! Tests that a worker takes commands, delivers the messages, and leaves the outboxes empty.
 
 use std::{
     sync::{
@@ -176,8 +176,8 @@ async fn documents_of_other_writers_are_processed() {
     scene.strike().await;
 }
 
-/// P2 At least once, whatever names, types or bytes are in an `_id`: each document is claimed, fails once,
-/// is delivered and cleared.
+/// P2 At least once: whatever names, types or bytes are in an `_id`, the document's message is claimed, fails
+/// once, and is then delivered and cleared.
 #[tokio::test]
 async fn every_id_that_the_server_stores_is_processed() {
     let scene = Scene::set().await;

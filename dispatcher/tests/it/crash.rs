@@ -37,7 +37,7 @@ impl Deliver for Killer {
     }
 }
 
-/// The worker process of the next test. It does nothing when run alone.
+/// The process that the next test starts as its worker. When it is run as a test of its own, it does nothing.
 #[tokio::test]
 async fn a_worker_process_that_a_message_kills() {
     let Ok(name) = std::env::var("OUTBOX_TEST_KILLER_DATABASE") else {

@@ -1,5 +1,5 @@
-//! A fail point makes MongoDB refuse commands. There is only one fail point of each kind, so these tests
-//! run one after another.
+//! In these tests a fail point makes MongoDB refuse commands. MongoDB has only one fail point of each kind,
+//! so the tests run one after another.
 
 use document_outbox::{
     DocumentRef,

@@ -36,8 +36,8 @@ async fn a_closed_channels_command_is_delivered_again() {
     scene.strike().await;
 }
 
-/// *Unavailable is not an attempt.* The commands come from a healthy broker, so only the destination's
-/// broker raises an alarm.
+/// While the destination is unavailable, no attempt is counted. The commands come from a healthy broker; only
+/// the broker of the destination raises an alarm.
 #[tokio::test]
 async fn a_command_is_kept_during_an_alarm() {
     let scene = Scene::set().await;

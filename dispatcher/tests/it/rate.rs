@@ -45,7 +45,7 @@ impl Deliver for Clocked {
     }
 }
 
-/// *At `rate = 500/s` no second exceeds 550.* On a slow machine, fewer messages are sent in a second.
+/// At a `rate` of 500/s, no more than 550 messages are sent in any second. A slow machine sends fewer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_backlog_is_delivered_at_the_rate() {
     const MOST: usize = 550;
@@ -124,8 +124,8 @@ async fn a_low_rate_leaves_no_command_undelivered() {
     scene.strand((0..DOCUMENTS).map(|n| (format!("o-{n}"), 1))).await;
     let mut settings = scene.settings();
     settings.rate = Some(Rate::per_second(20).unwrap());
-    // All messages together take longer than `keep_within`. The messages of the commands that the worker
-    // takes together need much less time, so that even a busy machine delivers them in time.
+    // Delivering all messages takes longer than `keep_within`. Delivering the messages of the commands that
+    // the worker holds at one time takes much less, so that even a busy machine is fast enough.
     settings.keep_within = Duration::from_secs(6);
     let mut worker = scene.start_with(Recorder::default(), quick_retry(), settings);
     for _ in 0..DOCUMENTS {

@@ -11,7 +11,7 @@ use crate::name::Name;
 /// The number of a change that an actor wants to make. Each change has one message.
 pub type Intent = u8;
 
-/// The id of a message: the number of its intent, and how often an application tried the intent before.
+/// The id of a message: the number of its intent, and the number of earlier tries of this intent by an application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EntryId {
     pub intent: Intent,

@@ -1,5 +1,5 @@
-//! The record that an outside observer makes: which messages arrived, how often and in which order, and which answers the callers
-//! got.
+//! The record that an outside observer makes: which messages arrived, how many times and in which order, and which answers the
+//! callers got.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,7 +27,7 @@ pub struct Claimed {
 /// The record of all events that matter to the laws.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Ledger {
-    /// How often each message arrived.
+    /// The number of times that each message arrived.
     arrived: BTreeMap<EntryId, u8>,
     /// The messages that may arrive again, because something failed after they were published and before the majority had the
     /// clears of these messages.

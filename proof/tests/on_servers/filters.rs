@@ -51,7 +51,7 @@ async fn the_sweep_asks_for_every_document_it_would_rescue() {
             assert!(asked.contains(&id), "{head:?} of {outbox:#?}");
         }
         assert!(!verdict.undated || without_date.contains(&id), "{outbox:#?}");
-        // MongoDB also searches an array inside the outbox, so the sweep may ask for such a document for nothing.
+        // MongoDB also searches an array inside the outbox, so the sweep's query may find a document that needs no command.
         let has_living = outbox.iter().any(|element| match element {
             Bson::Document(entry) => !entry.contains_key("dead_at"),
             Bson::Array(_) => true,
@@ -86,7 +86,7 @@ enum Change {
     Fail(usize),
     Die(usize),
     Release(usize),
-    /// Removes a field of an entry. Somebody makes the changes from `Unset` to `Empty` by hand.
+    /// Removes a field of an entry. In production, a person makes the changes from `Unset` to `Empty` by hand.
     Unset(usize, &'static str),
     Set(usize, &'static str, Bson),
     Overwrite(usize, Part),

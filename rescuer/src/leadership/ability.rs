@@ -19,7 +19,7 @@ use crate::commands::{Ability, Commands};
 /// A process counts as unable to send once commands have failed for this long and none was
 /// confirmed in between.
 const FAILING_FOR: Duration = Duration::from_secs(10);
-/// A process counts as able to send again once no further command has failed for this long.
+/// A process counts as able to send again when this time has passed since its last failed command.
 const FORGIVEN: Duration = Duration::from_mins(1);
 
 /// The connection to the broker, which all streams of a process share.

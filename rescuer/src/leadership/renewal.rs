@@ -1,10 +1,10 @@
 //! Renews a lease three times during its duration, until the owner's last work has finished.
 //!
 //! # When commands can't be sent
-//! The owner still reads, counts and renews, so the rescuer continues to report everything for
-//! which it needs no broker. But the owner gives up the stream at once to a standby that can send
-//! commands, provided that the owner has had the stream for at least one lease duration. So with an
-//! unstable broker the stream changes hands at most once per lease duration.
+//! An owner that can't send commands still reads the stream, counts the backlog and renews the lease, so it
+//! continues to report everything for which it needs no broker. But such an owner gives up the stream at once
+//! to a standby that can send commands, provided that the owner has had the stream for at least one lease
+//! duration. So with an unstable broker the stream changes hands at most once per lease duration.
 
 use std::{
     sync::Arc,
@@ -58,7 +58,7 @@ impl Renewal {
             }
 
             if let Some(able) = self.better_placed().await {
-                let reason = format!("it can't send commands, and the standby {able} can");
+                let reason = format!("this rescuer can't send commands, and the standby {able} can");
                 return self.term.step_back(&reason);
             }
 

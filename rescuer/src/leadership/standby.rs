@@ -188,7 +188,7 @@ impl<'a> Standby<'a> {
         if let Err(error) = written {
             tracing::debug!(
                 error = classify::text(&error),
-                "the lease does not record whether this standby can send commands"
+                "could not record in the lease whether this standby can send commands"
             );
         }
         Ok(())

@@ -203,7 +203,7 @@ mod tests {
         let other = with_able(over.clone(), "other/2");
         assert!(!is_taken(&next(&mut watch, &other, Ability::Unable, Duration::ZERO)));
         assert!(is_taken(&next(&mut watch, &other, Ability::Able, Duration::ZERO)));
-        // The owner died, or a clock was set back after it wrote this date.
+        // The owner died, or a clock was set back after the owner wrote this date.
         assert!(is_taken(&next(&mut watch, &other, Ability::Unable, LEASE + Duration::from_secs(1))));
 
         let own = with_able(over, "me/1");

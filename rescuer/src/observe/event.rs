@@ -43,7 +43,7 @@ pub enum RescueEvent {
     },
     /// The change stream was opened.
     Opened {
-        /// The place from which it is read.
+        /// The place from which the stream is read.
         from: StartedFrom,
     },
     /// The stream's cursor ended, and a new cursor was opened at the same position.
@@ -77,8 +77,8 @@ pub enum RescueEvent {
         /// The text of the first error.
         error: String,
     },
-    /// No command can be made for a document, which is reported once. The rescuer retries when the
-    /// document's outbox changes, and hourly.
+    /// No command can be made for a document. This is reported once for each document. The rescuer retries
+    /// when the document's outbox changes, and hourly.
     Unsendable {
         /// The document.
         document: DocumentRef,

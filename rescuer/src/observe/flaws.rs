@@ -1,4 +1,4 @@
-//! The problems of all of a stream's collections.
+//! The problems of the collections of a stream.
 
 /// Problems of collections: counts for the metrics, and sentences for the status.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -220,8 +220,8 @@ impl Metrics {
             unsendable: counter!(UNSENDABLE),
         };
 
-        // These gauges are shared by all streams, so creating them leaves the parts of other streams
-        // unchanged.
+        // All streams share these gauges. Adding zero creates a gauge without changing the parts of other
+        // streams.
         metrics.indexes_missing.increment(0.0);
         metrics.expiring.increment(0.0);
         for collection in coverage.named() {

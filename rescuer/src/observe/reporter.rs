@@ -31,7 +31,7 @@ pub(crate) struct Reporter {
     events: Events<RescueEvent>,
     metrics: Metrics,
     standing: Mutex<Standing>,
-    /// When each warning was last reported, by its subject.
+    /// The time when each warning was last reported. The key is the subject of the warning.
     warned: Mutex<HashMap<String, Instant>>,
 }
 
@@ -64,7 +64,7 @@ impl Reporter {
         sentences
     }
 
-    /// Reports an event to the series, the status and the listeners.
+    /// Reports an event to the metrics, the status and the listeners.
     pub(crate) fn emit(&self, event: RescueEvent) {
         self.metrics.record(&event);
 
@@ -148,7 +148,7 @@ impl Reporter {
         self.metrics.troubles(standing.troubles.len());
         drop(standing);
 
-        tracing::info!(stream = self.plan.name, "no longer fails to {part}");
+        tracing::info!(stream = self.plan.name, "the rescuer no longer fails to {part}");
     }
 
     fn error(&self, error: &str) {

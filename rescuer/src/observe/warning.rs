@@ -74,7 +74,8 @@ pub enum Warning {
 pub enum Unwatchable {
     /// No collection has a name that matches.
     Missing {
-        /// A suggestion of a similar existing name, as ` (did you mean …?)`, or an empty text.
+        /// A question that names a similar existing name, in the form ` (did you mean …?)`. Empty if there is
+        /// no such name.
         hint: String,
     },
     /// The pattern names a view; writes go to another collection.

@@ -52,7 +52,8 @@ pub struct RecentlyQueued {
     capacity: usize,
     /// The number of remembered documents in all collections.
     len: usize,
-    /// The collections by a hash of their names. A collision only costs a duplicate command.
+    /// The collections; the key is a hash of the collection's name. A collision only costs a duplicate
+    /// command.
     collections: HashMap<u64, QueuedCollection>,
     /// Before this time, expired documents are not searched for again, because the search reads every
     /// document.

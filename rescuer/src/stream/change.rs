@@ -32,9 +32,9 @@ pub(crate) struct RawChange {
 /// The kind of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChangeKind {
-    /// A document, whose key has not been parsed yet.
+    /// A document was changed. Its key has not been parsed yet.
     Document,
-    /// The cursor ends with this change, and a new cursor continues after this change.
+    /// This change ended the cursor, and a new cursor continues after the change.
     Invalidate,
     /// A collection was renamed, together with all its documents, to a watched name.
     Rename,

@@ -9,8 +9,8 @@
 //!
 //! # Crash at any point
 //! The saved position is before every change whose command was not confirmed. After a restart, the changes
-//! behind the position are read again, and their documents are checked for undelivered messages. At worst
-//! the commands for a page are sent twice.
+//! after the position are read again, and their documents are checked for undelivered messages. At worst the
+//! commands for a page are sent twice.
 
 use std::{
     convert::Infallible,

@@ -1,9 +1,8 @@
-//! The low-water mark: the position behind all changes that were processed.
+//! The low-water mark: a position such that every change before it was processed.
 //!
-//! Changes are processed in order, one page at a time. The mark moves behind a page once every
-//! command for the page is confirmed; it never moves behind a change that was only read. The stream
-//! also gives marks without a change. Such a mark waits for its turn among the changes, and then
-//! moves the low-water mark.
+//! Changes are processed in order, one page at a time. The mark moves past a page once every command for the
+//! page is confirmed; it never moves past a change that was only read. The stream also delivers marks without
+//! a change. Such a mark waits for its turn among the changes, and then moves the low-water mark.
 
 /// An item that was read from the stream.
 #[derive(Debug)]
@@ -19,7 +18,7 @@ pub enum InHand<C, M> {
 pub struct Page<C, M> {
     /// The changes that are old enough, in order.
     pub changes: Vec<C>,
-    /// The position behind these changes.
+    /// The position after these changes.
     pub mark: M,
     /// The first change that was read but isn't old enough, if there is such a change.
     pub next: Option<C>,

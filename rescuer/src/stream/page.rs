@@ -207,7 +207,7 @@ impl PageChecker {
         moment: Moment,
         time: Option<Timestamp>,
     ) -> Result<FoundDocuments, Error> {
-        // Reads from the primary, which has every write that a change stream has shown.
+        // The read goes to the primary, which has every write that a change stream has shown.
         let database = self.term.mongo.database(&namespace.db);
         let command = find_command(namespace, documents, read_concern(time), LONGEST_LOOK_UP);
         let mut cursor = database.run_raw_cursor_command(command).selection_criteria(primary()).await?;

@@ -87,7 +87,7 @@ pub struct FoundPosition {
     pub lineage: Option<Bson>,
 }
 
-/// The present state to which a position is compared.
+/// The present state with which a position is compared.
 #[derive(Debug, Clone)]
 pub struct Here {
     /// The hash of the watched collections and the filter.

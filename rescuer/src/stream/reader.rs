@@ -68,7 +68,7 @@ pub(super) struct Loss {
     pub(super) worked: bool,
 }
 
-/// Why one cursor ended.
+/// Why a cursor ended.
 enum Cut {
     Failed(Error),
     Held(Item),
@@ -76,7 +76,7 @@ enum Cut {
     Ended,
 }
 
-/// What follows from a failure.
+/// How the reader continues after a failure.
 enum Failure {
     /// The stream is reopened; contains the reason as a sentence.
     Again(String),
@@ -241,7 +241,7 @@ impl Reader {
         self.fresh.is_some_and(|asked| asked.elapsed() < FRESH)
     }
 
-    /// Whether the server has refused often enough and for long enough.
+    /// Whether the server has refused so often, and for so long, that the position counts as refused.
     fn is_refused(&self) -> bool {
         let Some(Refusals { count, since }) = self.refusals else {
             return false;
@@ -369,7 +369,8 @@ impl Reader {
         let all_taken = self.out.capacity() == self.out.max_capacity();
         if all_taken && self.idle_since.elapsed() >= self.term.settings.idle_save_interval {
             self.idle_since = Instant::now();
-            // If the follower no longer takes items, the next poll notices.
+            // The result is ignored: if the follower no longer takes items, the reader notices that at its
+            // next poll.
             let _ = self.out.try_send(Item::UpTo(self.mark.clone()));
         }
     }

@@ -76,7 +76,8 @@ impl ChangeStream {
             Start::Resume(mark) => (mark, StartedFrom::Position),
             Start::PipelineChanged(time) => {
                 tracing::info!(
-                    "the watched collections have changed: reading again from the position's time, and sweeping"
+                    "the watched collections have changed, so the rescuer reads again from the time of the saved \
+                     position, and sweeps everything"
                 );
                 (Mark::at(time), StartedFrom::ChangedPatterns)
             }
@@ -84,7 +85,8 @@ impl ChangeStream {
                 let seconds = time.time;
                 tracing::warn!(
                     seconds,
-                    "reading from the time in start_at and ignoring the position; remove start_at afterwards"
+                    "the rescuer reads from the time in start_at and ignores the saved position; remove start_at \
+                     afterwards"
                 );
                 (Mark::at(time), StartedFrom::Asked)
             }

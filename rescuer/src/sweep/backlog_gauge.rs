@@ -40,8 +40,8 @@ use crate::{
 const MOST: i64 = 100_000;
 /// The time limit of a query.
 const LONGEST: Duration = Duration::from_secs(30);
-/// To find the oldest message, this many documents are read, namely those that have been due for
-/// longest.
+/// To find the oldest message, the gauge reads this many documents: those that have been due for the longest
+/// time.
 const ELDERS: i64 = 100;
 /// The maximum share of the time that counting may take is 1 divided by this number.
 const SHARE: u32 = 10;

@@ -1,4 +1,4 @@
-//! Limits the number of queries per second, for all users of the budget together. Queries are spaced
+//! Limits the number of queries per second that all users of the budget send together. Queries are spaced
 //! evenly, without bursts.
 
 use std::{num::NonZeroU32, time::Duration};

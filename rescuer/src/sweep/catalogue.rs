@@ -88,7 +88,8 @@ impl Catalogue {
         self.review(namespace);
     }
 
-    /// Records that a collection was read to its end, and that no document in it has the field `outbox`.
+    /// Records that a collection was read to its end, and that no document in the collection has the field
+    /// `outbox`.
     pub(crate) fn found_none(&self, namespace: &Namespace) {
         self.facts().found_none(namespace);
     }

@@ -52,8 +52,8 @@ impl Listing {
 /// Lists the databases that the patterns of this stream can match. Takes a turn of the budget before each query.
 ///
 /// # Errors
-/// If not even the databases can be listed. If a single database can't be listed, the listing records this
-/// instead.
+/// Returns an error if not even the databases can be listed. If a single database can't be listed, the
+/// listing records that database as failed.
 pub(crate) async fn list_all(term: &Term, turns: &mut Turns<'_>) -> Result<Listing, Interrupted> {
     let mut listing = Listing::default();
     for database in databases(term, turns).await? {

@@ -130,7 +130,8 @@ impl Facts {
         known.holds = Holds::Outboxes;
     }
 
-    /// Records that the collection was read to its end, and that no document in it has the field `outbox`.
+    /// Records that the collection was read to its end, and that no document in the collection has the field
+    /// `outbox`.
     pub(super) fn found_none(&mut self, namespace: &Namespace) {
         let named = self.named.contains(namespace);
         let known = self.collections.entry(namespace.clone()).or_default();
@@ -236,7 +237,7 @@ impl Facts {
         }
     }
 
-    /// Compares the problem of a collection with the one last reported.
+    /// Compares the problem of a collection with the problem that was last reported for it.
     pub(super) fn review(&mut self, namespace: &Namespace) -> Option<Review> {
         let flaw = self.flaw(namespace);
         let known = self.collections.get_mut(namespace)?;

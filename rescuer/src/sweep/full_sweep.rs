@@ -44,7 +44,7 @@ impl FullSweep {
         self.request_later();
     }
 
-    /// Requests a full sweep for the time when the present documents are as old as the delay.
+    /// Requests a full sweep for the time when every document that exists now is as old as the delay.
     pub(crate) fn request_later(self: &Arc<Self>) {
         let wish = self.clone();
         tokio::spawn(async move {
@@ -59,7 +59,7 @@ impl FullSweep {
         self.wanted.store(true, Ordering::Release);
     }
 
-    /// Takes the request for a full sweep: returns whether there was one, and clears it.
+    /// Clears the request for a full sweep. Returns whether there was a request.
     pub(crate) fn take(&self) -> bool {
         self.wanted.swap(false, Ordering::AcqRel)
     }

@@ -23,7 +23,7 @@ pub(crate) struct Index {
     pub(crate) partial: bool,
 }
 
-/// The indexes of a collection that matter here.
+/// The indexes of a collection that matter to the sweep.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Indexes {
     /// The index that the sweep uses.

@@ -288,7 +288,8 @@ impl Rounds {
                 Ok(TurnEnd::More) => next.push_back(sweep),
                 Ok(TurnEnd::NoRoom) => self.leave(sweep, tally),
                 Ok(TurnEnd::Done) => self.finish(&sweep),
-                // The commands of the other collections would not be confirmed either.
+                // The round ends here, because the commands of the other collections would not be confirmed
+                // either.
                 Ok(TurnEnd::Unsent) => {
                     tally.cut_short = true;
                     return Ok(());

@@ -20,8 +20,8 @@ use crate::{
 /// Databases that are never suggested as corrections.
 const OF_THE_SERVER: [&str; 3] = ["admin", "config", "local"];
 
-/// Reports the patterns that match no watchable collection. If it needs a query, it takes a turn of the
-/// budget before the query.
+/// Reports the patterns that match no watchable collection. If this needs a query, a turn of the budget is
+/// taken before the query.
 pub(crate) async fn report(term: &Term, listing: &Listing, turns: &mut Turns<'_>) -> Run<()> {
     let coverage = &term.plan.coverage;
     let mut found = find(coverage, &listing.all, &[]);

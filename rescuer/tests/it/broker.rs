@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use crate::support::*;
 
-/// A rescuer whose commands go to a separate queue on the real broker.
+/// A rescuer that sends its commands to a separate queue on the real broker.
 struct Queueing {
     running: Running,
     publisher: Publisher,

@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::{process::Replicas, support::*};
 
-/// The server can have only one such fault at a time. This lock separates the tests of one process; a test
+/// The server can have only one fail point at a time. This lock separates the tests of one process; a test
 /// group in `.config/nextest.toml` separates tests in different processes.
 static ONE_AT_A_TIME: LazyLock<Mutex<()>> = LazyLock::new(Mutex::default);
 
@@ -17,8 +17,8 @@ async fn alone() -> MutexGuard<'static, ()> {
     ONE_AT_A_TIME.lock().await
 }
 
-/// Requests a fault again until its effect shows, because the fault may have hit another command of the
-/// rescuer than the one that is tested.
+/// Requests a fault repeatedly until its effect shows, because the fault may first hit a command of the
+/// rescuer that is not under test.
 async fn provoke(
     world: &World,
     running: &mut Running,
@@ -152,7 +152,7 @@ async fn a_stream_refused_at_the_present_is_retried() {
     let _alone = alone().await;
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    // The code 15 (overflow) doesn't reveal its cause.
+    // Error 15 (overflow) doesn't reveal the cause of the failure.
     let error = doc! { "failCommands": ["aggregate"], "errorCode": 15 };
     world.fail(error.clone(), "alwaysOn").await;
     let mut running = world.start(&commands, world.settings()).await;
@@ -175,7 +175,7 @@ async fn a_stream_refused_at_the_present_is_retried() {
     world.end().await;
 }
 
-/// This simulates an index that is still being built: it is listed, but no query can use it.
+/// Simulates an index that is still being built: MongoDB lists the index, but no query can use it.
 #[tokio::test]
 async fn a_refused_index_leads_to_an_immediate_scan() {
     let _alone = alone().await;
@@ -257,7 +257,8 @@ async fn a_position_lost_repeatedly_restarts_with_growing_pauses() {
         let lost = |event: &RescueEvent| matches!(event, RescueEvent::PositionLost { .. }).then_some(());
         running.wait("a loss", lost).await;
     }
-    // The pauses are at least 0.1, 0.2, 0.4, 0.8 and 1.6 s. Pauses of equal length would end sooner.
+    // The pauses last at least 0.1, 0.2, 0.4, 0.8 and 1.6 s, so the test would take less time if the pauses
+    // did not grow.
     let took = begun.elapsed();
     world.fail(error, "off").await;
     assert!(took >= Duration::from_millis(3100), "{took:?}");

@@ -1,5 +1,5 @@
-//! Several rescuers with the same name: one owns the stream, and the others stand by. Here all the rescuers
-//! run in this process; `process.rs` tests separate processes.
+//! Several rescuers with the same name: one owns the stream, and the others stand by. In these tests, all
+//! rescuers run in the process of the test; `process.rs` tests separate processes.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::support::*;
 /// A lease so long that another rescuer can only take over the stream after a release.
 const LONG: Duration = Duration::from_mins(10);
 
-/// A lease that a test can wait for.
+/// Settings with a lease so short that a test can wait for its end.
 fn short(world: &World) -> Settings {
     world.settings().with(|settings| settings.ownership_lease = Duration::from_secs(2))
 }
@@ -131,7 +131,7 @@ fn in_millis(millis: i64) -> DateTime {
     DateTime::from_millis(DateTime::now().timestamp_millis() + millis)
 }
 
-/// The lease as another rescuer leaves it.
+/// Writes the lease as another rescuer leaves it.
 async fn leave_lease(world: &World, fields: Document) {
     let mut lease =
         doc! { "_id": { "stream": "default" }, "kind": "stream", "owner": "other/1", "epoch": 3_i64 };
@@ -206,7 +206,7 @@ async fn until_lease(world: &World, what: &str, wanted: Document) {
     }
 }
 
-/// The lease is free, and the only rescuer that reads it can't send.
+/// The lease is free, and the only rescuer that reads the lease can't send commands.
 #[tokio::test]
 async fn a_free_lease_is_left_to_an_able_standby() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -219,8 +219,8 @@ async fn a_free_lease_is_left_to_an_able_standby() {
         _ => None,
     });
     assert!(first.await, "it took the lease, although a standby can send");
-    // The rescuer in `able` has died; otherwise it would announce itself again, and this rescuer would not take
-    // the lease.
+    // The rescuer that the field `able` names has died. Otherwise that rescuer would announce itself again,
+    // and this rescuer would not take the lease.
     assert_eq!(running.owned().await, 4);
     running.stop().await.unwrap();
     world.end().await;
@@ -244,7 +244,7 @@ async fn the_owner_stays_when_no_rescuer_has_a_broker() {
     until_lease(&world, "the owner to keep the lease", renewed).await;
     assert_eq!(first_commands.distinct() + second_commands.distinct(), 0);
 
-    // For one of the rescuers the broker is available again.
+    // The broker is available again, but only to the second rescuer.
     second_commands.away.store(false, Ordering::SeqCst);
     assert_eq!(second.owned().await, epoch + 1);
     while second_commands.distinct() < 1 {
@@ -255,8 +255,7 @@ async fn the_owner_stays_when_no_rescuer_has_a_broker() {
     world.end().await;
 }
 
-/// First one of the rescuers has a broker for one lease duration, and then the other rescuer has a
-/// broker.
+/// The broker is available to one rescuer for one lease duration, and then to the other rescuer.
 #[tokio::test]
 async fn each_term_lasts_a_lease_under_a_flapping_broker() {
     const LEASE: i64 = 1000;
@@ -303,7 +302,7 @@ async fn each_term_lasts_a_lease_under_a_flapping_broker() {
     world.end().await;
 }
 
-/// A lease that an owner left when it died, before the server's clock was set back by half an hour.
+/// An owner died and left this lease, and then the server's clock was set back by half an hour.
 #[tokio::test]
 async fn a_lease_dated_far_ahead_does_not_block_long() {
     for term in [doc! {}, doc! { "term": { "epoch": 3_i64, "lasts": 1000_i64 } }] {
@@ -323,7 +322,7 @@ async fn a_lease_dated_far_ahead_does_not_block_long() {
 async fn an_owner_with_a_fast_clock_keeps_its_lease() {
     let (world, commands) = (World::new().await, Recorder::new());
     leave_lease(&world, doc! { "until": in_millis(1_800_000) }).await;
-    // A lease so long that each renewal is in time even on a busy machine.
+    // The lease is so long that each renewal is in time even on a busy machine.
     let settings = world.settings().with(|settings| settings.ownership_lease = Duration::from_secs(4));
     let mut running = world.start(&commands, settings).await;
     running.standing_by().await;

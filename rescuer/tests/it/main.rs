@@ -1,7 +1,7 @@
-//! Tests the real rescuer with a real MongoDB. Commands are recorded instead of sent to a broker, with few
-//! exceptions.
+//! Tests the real rescuer with a real MongoDB. Most tests record the commands instead of sending them to a
+//! broker.
 //!
-//! Needs `eval "$(scripts/services env)"`.
+//! Run `eval "$(scripts/services env)"` before these tests.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(clippy::float_cmp, reason = "counts and settings, exact as floats")]

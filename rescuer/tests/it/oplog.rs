@@ -53,7 +53,7 @@ impl ShortOplog {
     }
 }
 
-/// Writes until the oplog begins after this time.
+/// Writes to MongoDB until the oplog no longer reaches back to this time.
 async fn roll_over(world: &World, time: Timestamp) {
     let filler = world.state.collection::<Document>("filler");
     let bytes = Binary { subtype: BinarySubtype::Generic, bytes: vec![7; 4 << 20] };
@@ -91,7 +91,7 @@ mod outage {
         orders.insert_one(doc! { "_id": "dated", "outbox": [dated(0, 0)] }).await.unwrap();
         roll_over(&world, position.get_timestamp("cluster_time").unwrap()).await;
 
-        // A delay longer than this oplog can ever cover.
+        // The delay is longer than this oplog can ever cover.
         let delay = Duration::from_hours(1);
         let mut running =
             world.start(&commands, world.settings().with(|settings| settings.delay = delay)).await;

@@ -1,4 +1,5 @@
-//! Several patterns, several delays, and collections and databases that are created later.
+//! Tests rescuers with several patterns, with several delays, and with collections and databases that are
+//! created later.
 
 use std::{
     collections::HashMap,
@@ -83,7 +84,8 @@ async fn later_databases_and_collections_are_watched_and_swept() {
             index(&collection).await;
             collection.insert_one(doc! { "_id": collection.name(), "outbox": [old.clone()] }).await.unwrap();
         }
-        // A command for an order in the state database would arrive between these commands.
+        // If the rescuer watched the state database, a command for an order in it would arrive between these
+        // commands.
         let last = later("c").collection::<Document>("orders");
         index(&last).await;
         last.insert_one(doc! { "_id": "last", "outbox": [old] }).await.unwrap();
@@ -264,7 +266,7 @@ async fn manually_repaired_or_released_entries_are_found() {
     };
     assert_eq!(commands.taken().iter().filter_map(of_stream).collect::<Vec<_>>(), expected);
 
-    // A claim sets a date, so the stream doesn't show this change.
+    // The stream doesn't show this claim, because a claim sets a date.
     let date = dated(0, -3_600_000).get("available_at").unwrap().clone();
     let claim = doc! { "$set": { "outbox.0.available_at": date, "outbox.0.claimed_by": "d/1" } };
     orders.update_many(doc! {}, claim).await.unwrap();

@@ -1,4 +1,4 @@
-//! The position after restarts, losses and forgeries.
+//! Tests the position after restarts, losses and forgeries.
 
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ async fn messages_saved_during_a_downtime_are_queued_afterwards() {
 async fn a_held_change_is_reread_after_a_kill() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    // A delay so long that the kill happens before the delay is over.
+    // The delay is so long that the rescuer is killed before the delay is over.
     let delay = Duration::from_secs(5);
     let settings = world.settings().with(|settings| {
         settings.delay = delay;
@@ -153,7 +153,7 @@ async fn the_position_of_an_idle_stream_moves_on() {
 /// P7: no message is lost if the position is lost.
 #[tokio::test]
 async fn an_unusable_position_is_reported_and_loses_no_message() {
-    // The token has the type byte of a timestamp, a time in 2017, and otherwise the shape of a real token.
+    // The token has the shape of a real token: the type byte of a timestamp, and a time, which is in 2017.
     let too_old = "82596878000000000129295A1004";
     for (case, change) in [
         ("garbage", doc! { "$set": { "token": { "_data": "garbage" } } }),
@@ -235,8 +235,8 @@ async fn a_position_copied_from_another_cluster_is_rejected() {
     let orders = world.indexed_orders().await;
     with_position(&world, world.settings()).await;
     orders.insert_one(doc! { "_id": "while down", "outbox": [minimal()] }).await.unwrap();
-    // The state after a dump and a restore: the position is unchanged, but this server has created the
-    // collection that contains it.
+    // This is the state after a dump and a restore: the position is unchanged, but this server has created
+    // the collection that contains the position.
     let position = world.position().await;
     world.positions().drop().await.unwrap();
     world.positions().insert_one(position).await.unwrap();

@@ -1,4 +1,4 @@
-//! Real processes of the binary that are killed, paused and stopped while a writer continues.
+//! Tests processes of the binary that are killed, paused or stopped while a writer continues.
 
 use std::{
     collections::HashSet,
@@ -110,7 +110,7 @@ impl Replicas {
         Self::on(&rabbitmq_uri(), lease).await
     }
 
-    /// The same processes, with another broker for the commands.
+    /// Creates the same processes, with another broker for the commands.
     pub(crate) async fn on(broker: &str, lease: &'static str) -> Self {
         let world = World::new().await;
         let orders = world.indexed_orders().await;
@@ -181,7 +181,7 @@ impl Replicas {
             .await;
     }
 
-    /// Consumes commands until every document that was written so far has had one.
+    /// Consumes commands until there was a command for every document that was written so far.
     async fn nothing_is_lost(&mut self) {
         let written = *self.written.lock().unwrap();
         while !(0..written).all(|id| self.seen.contains(&id)) {
@@ -235,7 +235,7 @@ async fn a_paused_owner_neither_queues_nor_saves_on_waking() {
     assert_eq!(since.iter().filter(worked).collect::<Vec<_>>(), [""; 0], "{since:#?}");
     let owner = replicas.world.position().await.get_str("owner").unwrap().to_owned();
     assert!(owner.contains(&second.id()), "{owner}");
-    // Then the second rescuer is paused, and the first takes over.
+    // Then the second rescuer is paused, and the first rescuer takes over the stream.
     second.signal("-STOP");
     replicas.owned_by(&first).await;
     replicas.nothing_is_lost().await;

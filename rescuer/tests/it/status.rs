@@ -20,7 +20,7 @@ fn recorder() -> (PrometheusRecorder, PrometheusHandle) {
     (recorder, handle)
 }
 
-/// The series as a scrape shows them; for a histogram, its number of samples.
+/// Returns the value of each series, as a scrape shows it. The value of a histogram is its number of samples.
 fn values(handle: &PrometheusHandle) -> BTreeMap<String, f64> {
     let text = handle.render();
     let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
@@ -36,7 +36,7 @@ fn values(handle: &PrometheusHandle) -> BTreeMap<String, f64> {
     lines.map(value).collect()
 }
 
-/// The kind of each series by its name, and whether it is described.
+/// Returns, for each name of a series, its kind and whether it has a help text.
 fn kinds(handle: &PrometheusHandle) -> BTreeMap<String, String> {
     let text = handle.render();
     let of = |tag: &'static str| {
@@ -260,7 +260,8 @@ async fn commands_that_are_refused_show_in_readiness() {
     world.end().await;
 }
 
-/// A sender that is never ready, as with an unavailable broker, or that is refused for some documents.
+/// A sender that is never ready, as if the broker were unavailable, or whose commands for some documents are
+/// refused.
 #[derive(Default)]
 struct Broken {
     away: bool,

@@ -32,7 +32,8 @@ async fn a_foreign_push_waits_for_the_delay() {
     let (command, at) = &taken[0];
     assert_eq!((command.document.id(), command.reason), (Bson::from("o-1"), Reason::Stream));
     let late = at.duration_since(saved);
-    // The insert itself takes a moment before its `wallTime`; server and test share a clock, to the millisecond.
+    // The `wallTime` of the insert is a moment after `saved`. The server and the test share a clock, to the
+    // millisecond.
     assert!(late >= DELAY && late < DELAY * 10, "{late:?}");
     running.stop().await.unwrap();
     world.end().await;
@@ -151,7 +152,7 @@ async fn a_fresh_message_is_left_to_inline_dispatch() {
     running.wait("a held change", |event| matches!(event, RescueEvent::Holding { .. }).then_some(())).await;
     let delivered = doc! { "$pull": { "outbox": { "id": first_id } } };
     orders.update_one(doc! { "_id": 1 }, delivered).await.unwrap();
-    // The entry is due, and is dated just before the page even on a slow machine.
+    // The entry is due. Its date is just before the time of the page, even on a slow machine.
     let ahead = dated(-3000, 0);
     orders.update_one(doc! { "_id": 1 }, push(ahead)).await.unwrap();
     assert_eq!(running.page().await, (1, 1, 0));
@@ -290,7 +291,7 @@ async fn collections_of_several_databases_are_watched_by_one_stream() {
 async fn failing_commands_keep_the_position_until_sent() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    // A setting with which only pages advance the position.
+    // With this setting, only pages advance the position.
     let settings =
         world.settings().with(|settings| settings.idle_save_interval = std::time::Duration::from_mins(10));
     let mut running = world.started(&commands, settings).await;
@@ -322,7 +323,7 @@ async fn a_held_change_survives_its_expired_cursor() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let settings = world.settings().with(|settings| {
-        // A time longer than a busy machine takes to read the change.
+        // The delay is longer than even a busy machine takes to read the change.
         settings.delay = DELAY * 4;
         settings.page_size = 1;
         settings.cursor_idle_limit = std::time::Duration::from_millis(100);
@@ -410,7 +411,7 @@ async fn a_collection_renamed_to_a_match_is_swept() {
     index(&drafts).await;
     drafts.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
     let watch = ["orders", "stock"].map(|name| format!("{}.{name}", world.db.name()).parse().unwrap());
-    // A time long after the second sweep of the start.
+    // With this delay, the second full sweep of the start would run long after the test.
     let settings = world.settings().with(|settings| {
         settings.watch = watch.to_vec();
         settings.delay = DELAY * 3600;
@@ -455,7 +456,7 @@ async fn a_long_delay_needs_no_cursor_across_restarts() {
         assert_eq!(commands.ids(), []);
         running.stop().await.unwrap();
     }
-    // A short delay has the effect of an hour that has passed.
+    // With a short delay, the change is old enough at once, as if an hour had passed.
     let commands = Recorder::new();
     let settings = settings.with(|settings| settings.delay = DELAY);
     let mut running = world.start(&commands, settings).await;
@@ -544,7 +545,7 @@ impl outbox_rescuer::Commands for Silent {
 async fn a_broker_that_confirms_nothing_delays_no_stop() {
     let (world, commands) = (World::new().await, Arc::new(Silent::default()));
     let orders = world.indexed_orders().await;
-    // By then the first sweep is over too, so the stream sends.
+    // `started` returns only after the first sweep, so it is the stream that sends the commands.
     let running = world.started(&commands, world.settings()).await;
     orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
     commands.0.notified().await;

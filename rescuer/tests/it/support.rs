@@ -1,5 +1,5 @@
-//! Shared by the tests: a separate database, a rescuer in this process, a recording sender, and waiting on
-//! events.
+//! The parts that the tests share: a separate database, a rescuer in this process, a sender that records
+//! commands, and functions that wait for events.
 
 use std::{
     collections::HashSet,
@@ -32,7 +32,7 @@ use tokio::{
 
 use crate::on_panic::OnPanic;
 
-/// A time longer than anything here takes. A test that waits this long has failed.
+/// A time longer than any step of a test takes. A test that waits this long has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) const DELAY: Duration = Duration::from_secs(1);
 
@@ -142,8 +142,8 @@ impl World {
         let pattern = format!("{}.*", self.db.name()).parse().unwrap();
         Settings::new(vec![pattern]).with(|settings| {
             settings.delay = DELAY;
-            // A lease that is longer than any delay of a renewal on a busy machine, because a term that ends
-            // forgets which documents it queued.
+            // The lease is so long that a renewal is in time even on a busy machine. A term that ended early
+            // would forget which documents it queued.
             settings.ownership_lease = Duration::from_secs(10);
             settings.sweep_interval = Duration::from_mins(10);
             settings.sweep_queries_per_second = 1000;
@@ -184,8 +184,8 @@ impl World {
         running
     }
 
-    /// Advances the server's operation time, so that a stream that starts now shows no earlier changes: a
-    /// stream also shows the change at its start time.
+    /// Writes something else, which advances the server's operation time. A stream also shows the change at
+    /// its start time, so without this write a stream that starts now would show an earlier change.
     async fn something_else_is_written(&self) {
         self.state.collection("noise").insert_one(doc! {}).await.unwrap();
     }
@@ -238,7 +238,7 @@ pub(crate) struct Running {
     pub(crate) events: broadcast::Receiver<RescueEvent>,
     pub(crate) status: Status,
     pub(crate) stop: CancellationToken,
-    /// The time of the start, from which a test that waits in a loop has its deadline.
+    /// The time of the start. A test that waits in a loop counts its deadline from this time.
     pub(crate) begun: Instant,
     pub(crate) task: JoinHandle<Result<(), RescuerError>>,
 }
@@ -337,8 +337,8 @@ impl Running {
     }
 }
 
-/// A proxy to the server that sets its reported clock back: it changes `localTime` in replies. The proxy ends
-/// with the test.
+/// Starts a proxy to the server that changes `localTime` in replies, so that the server's clock appears to be
+/// set back. The proxy ends with the test.
 pub(crate) async fn set_back(by: Duration) -> String {
     let uri = mongodb_uri();
     let server = uri.trim_start_matches("mongodb://").split('/').next().unwrap().to_owned();
@@ -413,8 +413,8 @@ impl Recorder {
         taken.iter().map(|(command, _)| command.document.key().as_bytes().to_vec()).collect()
     }
 
-    /// Each document once, in the order of its first occurrence, because the sweep may send a command for
-    /// it as well.
+    /// Returns each document once, in the order of its first command. The sweep may send another command for
+    /// the same document.
     pub(crate) fn firsts(&self) -> Vec<Bson> {
         let mut firsts: Vec<Bson> = Vec::new();
         for id in self.ids() {

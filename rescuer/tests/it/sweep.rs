@@ -152,7 +152,8 @@ async fn a_collection_without_index_is_reported_and_swept() {
     let orders = world.orders();
     let filler = (0..12_000).map(|id| doc! { "_id": id });
     orders.insert_many(filler).await.unwrap();
-    // This `_id` sorts after all numbers by its type, so a comparison by `$gt` does not reach it.
+    // This `_id` has another type and sorts after all numbers, so a comparison of numbers by `$gt` does not
+    // find it.
     orders.insert_one(doc! { "_id": "text", "outbox": [minimal()] }).await.unwrap();
     orders.insert_one(doc! { "_id": -1, "outbox": [dated(60_000, 60_000)] }).await.unwrap();
     let mut running = world.start(&commands, sweeping(&world)).await;
@@ -238,7 +239,8 @@ async fn a_full_round_with_failed_commands_is_repeated() {
     let orders = world.indexed_orders().await;
     commands.away.store(true, Ordering::SeqCst);
     orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
-    // After its first start, a rescuer makes two full sweeps. With this delay the second is far away.
+    // After its first start, a rescuer makes two full sweeps. With this delay, the second full sweep would
+    // run long after the test.
     let settings = sweeping(&world).with(|settings| settings.delay = DELAY * 600);
     let mut running = world.start(&commands, settings).await;
     for _ in 0..2 {
@@ -272,7 +274,7 @@ async fn views_and_time_series_are_skipped() {
     world.end().await;
 }
 
-/// The cost of a round according to the server.
+/// Checks the cost of a round, as the server reports it.
 #[tokio::test]
 async fn a_round_examines_only_the_due_entries() {
     let world = World::new().await;
@@ -310,8 +312,7 @@ async fn a_round_examines_only_the_due_entries() {
     world.end().await;
 }
 
-/// There is no room to remember more documents from the first round on, but every document is still
-/// queued.
+/// The first round fills the memory for queued documents, but every document is still queued.
 #[tokio::test]
 async fn a_full_memory_delays_documents_and_stops_no_collection() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -370,8 +371,7 @@ async fn full_rounds_also_resume_a_scan() {
     world.end().await;
 }
 
-/// In an index of all documents, documents without an entry are at the same place as entries without a
-/// date.
+/// An index of all documents contains documents without an entry at the same place as entries without a date.
 #[tokio::test]
 async fn a_scan_finds_undated_entries_despite_a_full_index() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -596,7 +596,7 @@ async fn an_entry_with_invalid_utf8_spares_its_neighbours() {
     world.end().await;
 }
 
-/// The number of documents that have had a command.
+/// Counts the documents for which there was a command.
 struct Counting {
     seen: Mutex<HashSet<i32>>,
     count: watch::Sender<usize>,
@@ -657,8 +657,8 @@ fn swept_collections(options: &mut ClientOptions) -> Arc<Mutex<Vec<String>>> {
     queried
 }
 
-/// Every round reads 300,000 documents that are due but behind a claimed head. Another collection is read in
-/// between as often as without these documents, so that a retry in that collection is not late.
+/// Every round reads 300,000 documents whose due messages wait behind a claimed first message. Another
+/// collection is still read as often as without these documents, so a retry in that collection is not late.
 #[tokio::test]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_a_retry_among_many_held_documents_is_punctual() {

@@ -1,4 +1,5 @@
-//! The rescuer warns about conditions that cause problems, and gives the numbers that show them.
+//! Tests that the rescuer warns about conditions that cause problems, and that each warning gives the numbers
+//! that show the condition.
 
 use std::time::Duration;
 
@@ -42,7 +43,7 @@ async fn a_share_of_late_inline_documents_is_reported() {
     let mut running =
         world.started(&commands, world.settings().with(|settings| settings.delay = delay)).await;
     orders.insert_many((0..220).map(|id| doc! { "_id": id, "outbox": [dated(0, 0)] })).await.unwrap();
-    // All messages are delivered except those of the first 30 documents.
+    // The messages of all documents except the first 30 are delivered.
     let delivered = doc! { "_id": { "$gte": 30 } };
     orders.update_many(delivered, doc! { "$set": { "outbox": [] } }).await.unwrap();
     match warned(&mut running).await {
@@ -131,11 +132,11 @@ async fn collections_that_lose_documents_are_warned_of() {
     };
     let orders = world.indexed_orders().await;
     orders.create_index(expiring(None)).await.unwrap();
-    // This index lets documents expire without losing messages.
+    // With this index, documents expire only when their outbox is empty.
     let safe = world.db.collection::<Document>("safe");
     index(&safe).await;
     safe.create_index(expiring(Some(doc! { "outbox": [] }))).await.unwrap();
-    // This index does not concern the rescuer.
+    // This collection has no outbox, so its index does not concern the rescuer.
     world.db.collection::<Document>("sessions").create_index(expiring(None)).await.unwrap();
     world.db.run_command(doc! { "create": "log", "capped": true, "size": 65_536 }).await.unwrap();
     let log = world.db.collection::<Document>("log");

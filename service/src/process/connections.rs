@@ -49,7 +49,8 @@ impl Connections {
     /// encrypted.
     ///
     /// # Errors
-    /// If a `mongodb+srv` name can't be looked up, or if its records contradict the URI.
+    /// Returns an error if a `mongodb+srv` name can't be looked up, or if the name's records contradict the
+    /// URI.
     pub async fn mongodb(&self) -> Result<Client, Error> {
         transport::warn_of_plain_mongodb(&self.mongodb);
 

@@ -85,7 +85,9 @@ impl FromStr for Listen {
 
 /// The server can't listen.
 #[derive(Debug, thiserror::Error)]
-#[error("http_listen: cannot listen on {address}; free it, choose another address, or write off")]
+#[error(
+    "http_listen: cannot listen on {address}; free this address, choose another one, or set http_listen to off"
+)]
 pub(crate) struct ListenError {
     address: SocketAddr,
     source: io::Error,

@@ -1,5 +1,5 @@
-//! The keys that several daemons have. Each daemon's table lists the ones that it uses, in addition to its
-//! own.
+//! The keys that several daemons have. Each daemon's table lists the keys of this module that the daemon
+//! uses, in addition to its own keys.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ pub const HTTP_LISTEN: &str = "127.0.0.1:9464";
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// `mongodb_uri`, required: read with [`Reader::uri`](crate::Reader::uri).
+/// The required key `mongodb_uri`. Read it with [`Reader::uri`](crate::Reader::uri).
 #[must_use]
 pub fn mongodb_uri() -> Key {
     Key::new(
@@ -31,7 +31,7 @@ pub fn mongodb_uri() -> Key {
     )
 }
 
-/// `rabbitmq_uri`, required: read with [`Reader::uri`](crate::Reader::uri).
+/// The required key `rabbitmq_uri`. Read it with [`Reader::uri`](crate::Reader::uri).
 #[must_use]
 pub fn rabbitmq_uri() -> Key {
     Key::new("rabbitmq_uri", Kind::Uri(Scheme::Amqp), "The URI of RabbitMQ.")
@@ -59,7 +59,7 @@ pub fn transport() -> [Key; 4] {
     ]
 }
 
-/// `watch`, required: read with [`Reader::namespaces`](crate::Reader::namespaces).
+/// The required key `watch`. Read it with [`Reader::namespaces`](crate::Reader::namespaces).
 #[must_use]
 pub fn watch() -> Key {
     Key::new(
@@ -71,7 +71,8 @@ pub fn watch() -> Key {
     )
 }
 
-/// `unordered`, default none: read with [`Reader::namespaces`](crate::Reader::namespaces).
+/// The key `unordered`, which is empty by default. Read it with
+/// [`Reader::namespaces`](crate::Reader::namespaces).
 #[must_use]
 pub fn unordered() -> Key {
     Key::new(
@@ -82,7 +83,8 @@ pub fn unordered() -> Key {
     .with_default("")
 }
 
-/// `dead_blocks`, default none: read with [`Reader::namespaces`](crate::Reader::namespaces).
+/// The key `dead_blocks`, which is empty by default. Read it with
+/// [`Reader::namespaces`](crate::Reader::namespaces).
 #[must_use]
 pub fn dead_blocks() -> Key {
     Key::new(
@@ -93,32 +95,36 @@ pub fn dead_blocks() -> Key {
     .with_default("")
 }
 
-/// `state_database`, default `document_outbox`: read with [`Reader::string`](crate::Reader::string).
+/// The key `state_database`, with the default `document_outbox`. Read it with
+/// [`Reader::string`](crate::Reader::string).
 pub fn state_database() -> Key {
     Key::new("state_database", Kind::Text(check_database), "The database for positions and leases.")
         .with_default("document_outbox")
 }
 
-/// `commands_exchange`, default `outbox.commands`: read with [`Reader::string`](crate::Reader::string).
+/// The key `commands_exchange`, with the default `outbox.commands`. Read it with
+/// [`Reader::string`](crate::Reader::string).
 pub fn commands_exchange() -> Key {
     Key::new("commands_exchange", Kind::Text(check_exchange), "The exchange to which commands are published.")
         .with_default("outbox.commands")
 }
 
-/// `commands_queue`, default `outbox.process-document-messages`: read with [`Reader::string`](crate::Reader::string).
+/// The key `commands_queue`, with the default `outbox.process-document-messages`. Read it with
+/// [`Reader::string`](crate::Reader::string).
 pub fn commands_queue() -> Key {
     Key::new("commands_queue", Kind::Text(check_queue), "The queue from which commands are consumed.")
         .with_default("outbox.process-document-messages")
 }
 
-/// `messages_exchange`, default `outbox.messages`: read with [`Reader::string`](crate::Reader::string).
+/// The key `messages_exchange`, with the default `outbox.messages`. Read it with
+/// [`Reader::string`](crate::Reader::string).
 pub fn messages_exchange() -> Key {
     Key::new("messages_exchange", Kind::Text(check_exchange), "The exchange to which messages are published.")
         .with_default("outbox.messages")
 }
 
-/// `topology`, default `declare`: read with [`Reader::choice`](crate::Reader::choice) as a
-/// [`TopologyMode`].
+/// The key `topology`, with the default `declare`. Read it with [`Reader::choice`](crate::Reader::choice) as
+/// a [`TopologyMode`].
 #[must_use]
 pub fn topology() -> Key {
     Key::new(
@@ -129,7 +135,8 @@ pub fn topology() -> Key {
     .with_default("declare")
 }
 
-/// `shutdown_grace`, default 25s: read with [`Reader::duration`](crate::Reader::duration).
+/// The key `shutdown_grace`, with the default `25s`. Read it with
+/// [`Reader::duration`](crate::Reader::duration).
 /// [`Daemon`](crate::Daemon) adds it to every table.
 #[must_use]
 pub fn shutdown_grace() -> Key {
@@ -155,7 +162,8 @@ pub fn http_listen(default: &'static str) -> Key {
     .with_default(default)
 }
 
-/// `log_format`, default `text`: read with [`Reader::choice`](crate::Reader::choice) as [`LogFormat`].
+/// The key `log_format`, with the default `text`. Read it with [`Reader::choice`](crate::Reader::choice) as
+/// [`LogFormat`].
 /// [`Daemon`](crate::Daemon) adds it to every table.
 #[must_use]
 pub fn log_format() -> Key {
@@ -167,8 +175,8 @@ pub fn log_format() -> Key {
     .with_default("text")
 }
 
-/// `log_filter`, otherwise `RUST_LOG`, otherwise `info`: read with [`Reader::string`](crate::Reader::string).
-/// [`Daemon`](crate::Daemon) adds it to every table.
+/// The key `log_filter`, whose fallback is the variable `RUST_LOG`, with the default `info`. Read it with
+/// [`Reader::string`](crate::Reader::string). [`Daemon`](crate::Daemon) adds it to every table.
 pub fn log_filter() -> Key {
     Key::new(
         "log_filter",

@@ -24,9 +24,9 @@ pub(crate) const UPKEEP: Duration = Duration::from_secs(5);
 /// Why metrics can't be recorded.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InstallError {
-    #[error("the buckets of the histograms are invalid: a defect of this program, report it")]
+    #[error("the buckets of the histograms are invalid, which is a defect of this program; please report it")]
     Buckets(#[from] BuildError),
-    #[error("the process records metrics already; let one place install a recorder")]
+    #[error("this process already has a recorder for metrics; install only one")]
     Twice,
 }
 

@@ -95,7 +95,7 @@ fn resource(program: &Program) -> Resource {
     }
 }
 
-/// Whether a span is from the export itself. Exporting such spans would never end.
+/// Whether a span is from the export itself. If such spans were exported, the export would never end.
 fn is_of_the_export(target: &str) -> bool {
     ["hyper", "opentelemetry", "rustls"].iter().any(|own| target.starts_with(own))
 }

@@ -16,10 +16,10 @@ const ONE_SIGNAL: Duration = Duration::from_secs(1);
 /// Signals within a second of the first count as the same request: a terminal signals the whole process
 /// group, and a wrapper in that group also forwards its own signal.
 ///
-/// Must be called within a Tokio runtime. On Windows, the only such request is Ctrl-C.
+/// Must be called within a Tokio runtime. On Windows, Ctrl-C is the only signal.
 ///
 /// # Errors
-/// If the operating system refuses to deliver the signals.
+/// Returns an error if the operating system refuses to deliver the signals.
 pub fn signal() -> io::Result<CancellationToken> {
     let mut signals = Signals::listen()?;
     let token = CancellationToken::new();
@@ -35,7 +35,7 @@ pub fn signal() -> io::Result<CancellationToken> {
 
         let mut later = signals.next().await;
         while since.elapsed() < ONE_SIGNAL {
-            info!(signal = later.name, "treated as a repeat of the previous signal");
+            info!(signal = later.name, "this signal is treated as a repeat of the previous signal");
             later = signals.next().await;
         }
         error!(signal = later.name, "a second signal ended the process before its work was done");

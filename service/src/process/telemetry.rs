@@ -46,7 +46,7 @@ pub enum InitError {
 /// logged as a record as well.
 ///
 /// # Errors
-/// If the filter is invalid, or the process has a subscriber already.
+/// Returns an error if the filter is invalid, or if the process already has a subscriber.
 pub fn init(format: LogFormat, filter: &str) -> Result<(), InitError> {
     init_with(format, filter, None)
 }
@@ -84,9 +84,9 @@ fn log_panic(panicked: &PanicHookInfo<'_>) {
     let backtrace = Backtrace::capture();
 
     if backtrace.status() == BacktraceStatus::Captured {
-        tracing::error!(panic = message, place, %backtrace, "a task panicked: a defect, report it");
+        tracing::error!(panic = message, place, %backtrace, "a task panicked, which is a defect; please report it");
     } else {
-        tracing::error!(panic = message, place, "a task panicked: a defect, report it");
+        tracing::error!(panic = message, place, "a task panicked, which is a defect; please report it");
     }
 }
 

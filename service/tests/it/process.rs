@@ -1,4 +1,4 @@
-//! A daemon as a process: its exit codes, its signals, and its output.
+//! Tests a daemon as a process: its exit codes, its reaction to signals, and its output.
 //!
 //! The process is this test binary itself, which runs `the_daemon_that_the_tests_start` alone.
 
@@ -18,7 +18,7 @@ use std::{
 use outbox_service::{Context, Daemon, Report, Sources, keys};
 use serde_json::{Value, json};
 
-/// A time longer than anything here takes. A test that waits this long has failed.
+/// A time longer than any step of a test takes. A test that waits this long has failed.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The environment variable that selects the daemon's behaviour while it serves.
@@ -552,7 +552,7 @@ fn a_port_in_use_is_reported_before_anything_starts() {
     let address = taken.local_addr().unwrap();
     let (code, told) = start("stops", &format!("--http-listen {address}")).end();
     assert_eq!(code, Some(1), "{told}");
-    assert!(told.contains(&format!("http_listen: cannot listen on {address}; free it")), "{told}");
+    assert!(told.contains(&format!("http_listen: cannot listen on {address}; free this address")), "{told}");
     assert!(!told.contains("outbox-test started"), "{told}");
 }
 

@@ -1,4 +1,4 @@
-//! Settings from the sources to a daemon's own type, or to a list of all problems.
+//! Tests how settings become a value of a daemon's own type, or a list of all problems.
 
 use std::{ffi::OsString, io, path::Path, time::Duration};
 
@@ -106,7 +106,7 @@ fn settings(sources: &Sources) -> Result<Settings, Problems> {
     read(Reader::new(&resolved(sources)))
 }
 
-/// The given sources, plus the required settings.
+/// Returns sources with these arguments and variables, and with the required settings.
 fn with_required(args: &[&str], env: &[(&str, &str)]) -> Sources {
     let required =
         [("OUTBOX_MONGODB_URI", MONGODB), ("OUTBOX_RABBITMQ_URI", RABBITMQ), ("OUTBOX_WATCH", "shop.*")];
@@ -425,7 +425,7 @@ fn the_sample_works_with_and_without_its_defaults() {
     }
 }
 
-/// The contents that a test wants the file to have.
+/// The contents of the settings file, which a test sets.
 static FILE: std::sync::Mutex<String> = std::sync::Mutex::new(String::new());
 
 #[test]

@@ -53,7 +53,7 @@ pub(super) fn task(args: &[OsString], given: &mut Given) -> (Task, Vec<OsString>
     (Task::Serve, flags.cloned().collect())
 }
 
-const RULES: &str = "Commands, before any flag, in place of serving:\n  \
+const RULES: &str = "Commands, which replace serving and are given before any flag:\n  \
     config check   Print the effective settings with the source of each; if there are problems, print them \
         all and exit with code 2\n  \
     config sample  Print a file with every setting, its default and its meaning\n  \

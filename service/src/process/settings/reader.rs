@@ -151,7 +151,7 @@ impl<'a> Reader<'a> {
     /// Returns `settings` if there are no problems.
     ///
     /// # Errors
-    /// All problems at once.
+    /// Returns all problems at once.
     pub fn finish<T>(self, settings: T) -> Result<T, Problems> {
         if self.problems.is_empty() { Ok(settings) } else { Err(Problems(self.problems)) }
     }

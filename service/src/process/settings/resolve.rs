@@ -20,7 +20,8 @@ use super::{
 };
 use crate::{NamespacePattern, quote::shown, suggestion::did_you_mean};
 
-/// The maximum length of a line whose source is aligned with the sources of the other lines.
+/// The sources are printed in one column to the right of the lines. A line that is longer than this does not
+/// move the column.
 const ALIGNED: usize = 60;
 
 /// The result of [`resolve`].
@@ -35,7 +36,7 @@ pub enum Resolution {
     Print(String),
 }
 
-/// The table of keys, with the text of each key. Not validated yet.
+/// The table of keys, with the text of each key. The texts have not been validated yet.
 pub struct Resolved {
     pub(super) entries: Vec<Entry>,
     pub(super) problems: Vec<Problem>,

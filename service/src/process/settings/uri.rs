@@ -128,9 +128,9 @@ fn split_authority(rest: &str) -> (&str, &str) {
     rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()))
 }
 
-/// Whether the `@` in `tail` ends a user name and password whose beginning was cut off by a special
-/// character, so that the apparent port is the beginning of the password. An `@` in the value of a harmless
-/// option is not such an `@`.
+/// Whether `tail` contains the `@` that ends the user name and the password. In this case a special character
+/// in the password has ended `hosts` too early, and the beginning of the password appears to be a port. An
+/// `@` in the value of a harmless option doesn't count.
 fn is_cut_off(hosts: &str, tail: &str) -> bool {
     let (path, options) = tail.split_once('?').unwrap_or((tail, ""));
     if path.contains('@') {
