@@ -78,7 +78,7 @@ impl Order {
 
 const BYTES_OF_A_LINE: usize = 107;
 
-/// The document as it is stored with its messages, for a raw write of the same bytes.
+/// The document with its messages, as the library stores it. The raw write writes the same bytes.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Stored {
     #[serde(rename = "_id")]

@@ -158,8 +158,8 @@ impl Report {
         text
     }
 
-    /// Returns each row whose goal is not met and whose name, between backticks, is in no level-three heading
-    /// of the text.
+    /// Returns each row whose goal is not met and whose name does not appear, between backticks, in a
+    /// level-three heading of the text.
     pub(crate) fn unexplained(&self, text: &str) -> Vec<&str> {
         let missed = self.rows.iter().filter(|row| row.is_met() == Some(false));
         let reasons: Vec<_> =

@@ -1,5 +1,5 @@
-//! Watches the MongoDB set and the machine. The connections to MongoDB do not pass through links, so faults of links don't affect
-//! them.
+//! Watches the MongoDB set and the machine. The probe's connections to MongoDB do not pass through links, so faults of links
+//! don't affect these connections.
 
 use std::{
     sync::Arc,
@@ -40,7 +40,7 @@ pub(crate) struct Probe {
 /// The observations of a probe.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Sightings {
-    /// When each majority write began, and when the write was done; none if no answer came in time.
+    /// When each majority write began, and when the write was done; `None` if no answer came in time.
     writes: Vec<(Instant, Option<Instant>)>,
     /// Each primary that the probe saw: the time, and a text that names the member and its election.
     primaries: Vec<(Instant, String)>,

@@ -58,7 +58,7 @@ impl Record {
         Ok(())
     }
 
-    /// Reads all records of a file; returns none when the file does not exist.
+    /// Reads all records of a file; returns `None` if the file does not exist.
     pub(crate) fn read_all(file: &Path) -> Result<Vec<Self>> {
         let Ok(opened) = File::open(file) else { return Ok(Vec::new()) };
         let mut records = Vec::new();

@@ -156,7 +156,7 @@ async fn finds_the_broken_engine(
     Ok(record.lost > 0)
 }
 
-/// Makes one run, and returns its record; none when the harness itself failed.
+/// Makes one run, and returns its record; `None` if the harness itself failed.
 async fn run_one(
     session: &Session,
     servers: &Servers,

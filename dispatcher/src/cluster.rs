@@ -73,7 +73,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// The origin of a command that names the cluster `named`, or no cluster.
+    /// The origin of a command. `named` is the cluster that the command names, if it names one.
     pub(crate) async fn home_of(&self, named: Option<Uuid>) -> Origin {
         if home(self.known().name, named) == Origin::ThisCluster {
             return Origin::ThisCluster;
@@ -109,8 +109,8 @@ impl Cluster {
     }
 }
 
-/// The origin of a command that names the cluster `named`, or no cluster, for a worker in the
-/// cluster `here`.
+/// The origin of a command, for a worker in the cluster `here`. `named` is the cluster that the command
+/// names, if it names one.
 fn home(here: ClusterName, named: Option<Uuid>) -> Origin {
     match (here, named) {
         (_, None) | (ClusterName::Unreadable, _) => Origin::ThisCluster,

@@ -89,9 +89,10 @@ impl fmt::Display for Rate {
 
 /// Admits messages in the order of the requests.
 ///
-/// In any second, the limiter admits at most the number of messages that the rate allows, plus the messages that
-/// may accumulate (as many as the rate allows in 20 ms), plus the messages in flight: as many as the rate allows
-/// in 50 ms, or one for each document in processing, whichever is more.
+/// In any second, the limiter admits at most the sum of three numbers of messages: those that the rate allows
+/// in a second, those whose permits may accumulate (as many as the rate allows in 20 ms), and those that may
+/// be in flight (as many as the rate allows in 50 ms, or one for each document in processing, whichever is
+/// more).
 pub(crate) struct Limiter {
     bucket: TokenBucket,
     most_at_once: usize,

@@ -100,7 +100,8 @@ impl DispatcherSettings {
     /// Checks every setting alone and together with the others.
     ///
     /// # Errors
-    /// Every problem that keeps a dispatcher from working, and every setting that could never take effect.
+    /// Returns every problem that keeps a dispatcher from working, and every setting that could never take
+    /// effect.
     pub fn validate(&self) -> Result<(), InvalidSettings> {
         let mut problems = InvalidSettings::default();
         problems.add_if(

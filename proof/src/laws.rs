@@ -17,8 +17,8 @@ pub const P5_CALM: &str = "P5 P7 when faults end, everything arrives in bounded 
 pub const P7_LOW_WATER: &str = "P7 a position never passes a change whose commands are not confirmed";
 pub const P6_CONFLICT: &str = "P6 a save conflicts only with another save";
 
-/// Whether in each document the intents that took effect are those whose messages were saved. Documents of receivers are left
-/// out.
+/// Whether, in each document, the intents that took effect are exactly the intents whose messages were saved. Documents of
+/// receivers are left out.
 pub fn is_atomic(data: &Data) -> bool {
     for (number, document) in data.documents.iter().enumerate() {
         if !document.received.is_empty() {

@@ -1,5 +1,5 @@
-//! Functions that accept any bytes and check the results of the code for them. The property tests, the fuzz targets and the
-//! replay of the corpora share these functions.
+//! Functions that accept any bytes, give them to the code under test, and check the results. The property tests, the fuzz targets
+//! and the replay of the corpora share these functions.
 
 use std::cell::RefCell;
 

@@ -7,8 +7,8 @@
 //! cargo run --release -p outbox-rescuer --example measure -- memory 2s 10m
 //! cargo run --release -p outbox-rescuer --example measure -- memory 5m 10m
 //! ```
-//! `memory DELAY TIME` runs the binary for TIME, with 1,000 changes a second whose messages are cleared at
-//! once, as inline dispatch does. It works only on Linux, because it reads `/proc`.
+//! `memory DELAY TIME` runs the binary for TIME, with 1,000 changes a second. The messages of these changes
+//! are cleared at once, as inline dispatch clears them. It works only on Linux, because it reads `/proc`.
 
 use std::{
     collections::HashSet,

@@ -1,8 +1,7 @@
 //! The identity of a cluster: the UUID that the server assigned to the collection of positions.
 //!
-//! In a restored dump or a copy, the collection of positions has another UUID. Each position
-//! records the UUID, so that a copied position is recognised, and commands use it as the cluster's
-//! name.
+//! In a restored dump or a copy, the collection of positions has another UUID. Each position records the
+//! UUID, so that a copied position is recognised. Commands use the UUID as the cluster's name.
 
 use std::sync::Arc;
 
@@ -10,7 +9,7 @@ use mongodb::bson::Binary;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-/// The UUID as last read; it changes if the collection is recreated. Clones share the value.
+/// The UUID that was last read; it changes if the collection is recreated. Clones share the value.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Lineage(Arc<Mutex<Option<Binary>>>);
 

@@ -192,7 +192,8 @@ impl Running {
     }
 }
 
-/// Resumes the task's panic in the caller. The task is never aborted.
+/// Returns the result of the rescuer's task. If the task panicked, resumes the panic in the caller. The task
+/// is never aborted.
 fn joined(ended: Result<Result<(), RescuerError>, JoinError>) -> Result<(), RescuerError> {
     match ended.map_err(JoinError::try_into_panic) {
         Ok(ended) => ended,

@@ -9,7 +9,8 @@
 //! has only the parts that an embedded rescuer or dispatcher uses too, such as the patterns of
 //! namespaces.
 //!
-//! Only [`Connections`] knows more about MongoDB and RabbitMQ than the form of their URIs and names.
+//! Apart from [`Connections`], the code here knows only the form of the URIs and names of MongoDB and
+//! RabbitMQ.
 
 mod host_name;
 mod invalid_settings;

@@ -20,8 +20,8 @@ use tokio::{
 pub struct TokenBucket {
     limiter: RateLimiter<NotKeyed, InMemoryState, RuntimeClock, NoOpMiddleware<Duration>>,
     clock: RuntimeClock,
-    /// The lock that only the next task holds. The other tasks wait for this lock in the order in which they
-    /// asked.
+    /// The lock that the first waiting task holds. The other waiting tasks wait for this lock, in the order
+    /// in which they asked.
     line: Mutex<()>,
     shortest_wait: Duration,
 }
@@ -65,7 +65,7 @@ impl TokenBucket {
         self
     }
 
-    /// Waits for a token. Cancel safe: a task that stops waiting takes no token.
+    /// Waits for a token. This method is cancel safe: a task that stops waiting takes no token.
     pub async fn take(&self) {
         let _next = self.line.lock().await;
         while let Err(early) = self.limiter.check() {

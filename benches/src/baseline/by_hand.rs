@@ -1,5 +1,6 @@
-//! A hand-written outbox in the document with group commit. Saves, publishes and clears are each batched while earlier
-//! batches are in flight. The code is written for one type of document and knows which field has changed.
+//! A hand-written outbox in the document. Saves, publishes and clears are batched separately: new requests of a kind
+//! form a batch while earlier batches of that kind are in flight. The code is written for one type of document and
+//! knows which field has changed.
 
 use std::sync::Arc;
 
@@ -20,8 +21,8 @@ const ABREAST: usize = 2;
 /// The guarantees of the loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Safety {
-    /// The fastest form. A batch of saves counts as done if the reply's total is right, and commands are not repeated.
-    /// Messages have no headers, and an unroutable message counts as delivered.
+    /// The fastest form. A batch of saves counts as done if the total in the reply is right. Commands are never
+    /// repeated. Messages have no headers, and an unroutable message counts as delivered.
     Unchecked,
     /// The guarantees of this library: commands can be repeated, each save has its own outcome, no save
     /// overtakes an undelivered message of its document, and messages are `CloudEvents` published with the

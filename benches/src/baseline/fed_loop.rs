@@ -1,4 +1,4 @@
-//! A loop by hand that does what a dispatcher does, for documents with one message each: it consumes a
+//! A hand-written loop that does what a dispatcher does, for documents with one message each: it consumes a
 //! command for each document, claims by retryable writes, publishes `CloudEvents` with the flag `mandatory`,
 //! clears, and acknowledges.
 

@@ -1,6 +1,6 @@
 //! Sends hand-written batches of updates as retryable writes. A command without a clear answer is repeated
 //! with the same transaction number. If some updates matched no document, each update is repeated alone to
-//! find out which ones matched none.
+//! find out which updates matched none.
 
 use mongodb::{
     Client, ClientSession, Database,
@@ -25,9 +25,9 @@ pub(super) struct RepeatableUpdates {
 
 impl RepeatableUpdates {
     pub(super) async fn new(bed: &Bed, collection: &str) -> Result<Self> {
-        // A dropped session returns to the pool of its client. If the driver used it for a retryable write,
-        // the server would refuse the driver's lower transaction number, so these sessions belong to a client
-        // of their own.
+        // A dropped session returns to the pool of its client. If the driver used this session for a
+        // retryable write, the server would refuse the driver's lower transaction number, so these sessions
+        // belong to a client of their own.
         let client = Client::with_uri_str(&bed.mongodb_uri).await?;
         Ok(Self {
             database: client.database(bed.name()),

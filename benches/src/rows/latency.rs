@@ -109,7 +109,7 @@ impl Sides {
     }
 }
 
-/// Returns the ms from the time when each save was due until its message was received.
+/// Returns, for each save, the time in ms from when the save was due until its message was received.
 async fn received<S: Saver>(bed: &Bed, savers: Vec<S>) -> Result<Vec<f64>> {
     let count = savers.len();
     let connection = bed.connect().await?;

@@ -123,7 +123,7 @@ impl Savers {
 async fn rates(bed: &Bed, report: &mut Report, savers: usize) -> Result<Vec<Side>> {
     let mut sides = sides(bed, savers).await?;
     let count = sides.len();
-    // The first block is only for warming up. The order rotates from block to block.
+    // The first block is only for warming up. The order of the sides rotates from block to block.
     for block in 0..=bed.scale.blocks {
         for turn in 0..count {
             let side = &mut sides[(block + turn) % count];

@@ -1,4 +1,4 @@
-//! A fault that removes the binding of the receiver's queue, so that RabbitMQ can route no message to a queue.
+//! A fault that removes the binding of the receiver's queue, so that no queue is bound for the messages.
 
 use anyhow::Result;
 use async_trait::async_trait;

@@ -1,5 +1,5 @@
 //! A fault that holds all data between one process and its servers, without an error for either side. When the fault ends, the
-//! links either pass the data on or cut the connections, so that the data is lost.
+//! links either pass the held data on, or lose it by cutting the connections.
 
 use anyhow::Result;
 use async_trait::async_trait;

@@ -46,7 +46,7 @@ impl Fault for ClockOff {
     }
 }
 
-/// Returns by how many milliseconds the date that a process reports is wrong.
+/// Returns the error, in milliseconds, of the date that a process reports.
 async fn clock_of(participant: &Participant, system: &System, since: Instant) -> Option<i64> {
     if participant.role == Role::Application {
         return system.ledger.clock_of(participant.name(), since);

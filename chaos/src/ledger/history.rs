@@ -97,8 +97,8 @@ impl History {
         }
     }
 
-    /// Returns how the claim of the first publish, at `first`, ended before the second publish, at `again`. Returns none if the
-    /// oplog shows no claim before the first publish.
+    /// Returns how the claim of the first publish, at `first`, ended before the second publish, at `again`. Returns `None` if
+    /// the oplog shows no claim before the first publish.
     pub(super) fn claim_end(&self, id: Uuid, first: i64, again: i64) -> Option<ClaimEnd> {
         let states = self.states.get(&id)?;
         let claim_at =

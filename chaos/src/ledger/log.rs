@@ -46,7 +46,7 @@ pub(crate) struct Save {
     pub(crate) document: String,
     pub(crate) ids: Vec<Uuid>,
     pub(crate) begun: Instant,
-    /// When the save ended, and its outcome; none if the process died before it reported an outcome.
+    /// When the save ended, and its outcome; `None` if the process died before it reported an outcome.
     pub(crate) end: Option<(Instant, String)>,
 }
 
@@ -165,8 +165,8 @@ impl Ledger {
         self.entries.lock().receipts.iter().map(|receipt| receipt.id).collect()
     }
 
-    /// Returns by how many milliseconds the date of a process was wrong when the process last reported it; none if that report is
-    /// older than `since`.
+    /// Returns by how many milliseconds the date of a process was wrong when the process last reported the date; `None` if that
+    /// report is older than `since`.
     pub(crate) fn clock_of(&self, process: &str, since: Instant) -> Option<i64> {
         let entries = self.entries.lock();
         entries.dates.get(process).filter(|(_, at)| *at >= since).map(|(off, _)| *off)

@@ -87,7 +87,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// Returns how many messages in the queue wait for a consumer; none if RabbitMQ does not answer.
+    /// Returns how many messages in the queue wait for a consumer; `None` if RabbitMQ does not answer.
     pub(crate) async fn backlog(&self) -> Option<u32> {
         let (connection, channel) = self.channel().await.ok()?;
         let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };

@@ -16,11 +16,11 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Window {
-    /// (a) The process that published the message died before a majority had the clear of the message.
+    /// (a) The process that published the message died before a majority had the write that clears the message.
     Process,
     /// (a) The publisher's connection to RabbitMQ ended before RabbitMQ's confirm arrived.
     Connection,
-    /// (a) Another MongoDB primary was elected before a majority had the clear of the message.
+    /// (a) Another MongoDB primary was elected before a majority had the write that clears the message.
     Primary,
     /// (b) The claim expired while its holder still worked, because the holder, MongoDB or the machine was slow.
     Claim,
@@ -32,8 +32,8 @@ pub(crate) enum Window {
     Outside,
 }
 
-/// How long after the second publish the first holder may log that its claim expired: a holder notices the end of its claim only
-/// when it clears the message.
+/// The first holder may log that its claim expired up to this long after the second publish, because a holder notices the end of
+/// its claim only when it clears the message.
 const CLEAR: Duration = Duration::from_secs(2);
 /// The tolerance for times: the harness sees an event a little after the event, and a process reads an answer a little after the
 /// answer has passed the link.
@@ -47,8 +47,8 @@ pub(super) struct Message<'a> {
     pub(super) document: &'a str,
 }
 
-/// Returns the window that explains why a message was published again; none if RabbitMQ returned the first copy because no queue
-/// was bound, so that the receiver gets only one copy.
+/// Returns the window that explains why a message was published again; `None` if RabbitMQ returned the first copy because no
+/// queue was bound, so that the receiver gets only one copy.
 pub(super) fn window(
     of: &Message<'_>,
     first: &Publish,

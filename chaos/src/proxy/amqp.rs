@@ -20,10 +20,10 @@ pub(super) struct Follower {
 /// The state of one channel of a connection.
 #[derive(Default)]
 struct Followed {
-    /// The delivery tag that the next publish gets; none before the client has enabled confirms.
+    /// The delivery tag that the next publish gets; `None` before the client has enabled confirms.
     next_tag: Option<u64>,
     /// Between the frame of a publish and its content header: true if a message is published, false if a command is published.
-    /// Otherwise none.
+    /// Otherwise `None`.
     is_publishing: Option<bool>,
     /// Whether RabbitMQ has begun to return a message, and the content header of that message has not passed yet.
     is_returning: bool,

@@ -13,7 +13,8 @@ const AMQP_GREETING: usize = 8;
 const AMQP_AROUND: usize = 8;
 
 impl Protocol {
-    /// Returns the length of the first frame in these bytes; none while the frame is incomplete.
+    /// Returns the length of the first frame in these bytes; `None` while the frame is
+    /// incomplete.
     pub(crate) fn first_frame(self, bytes: &[u8]) -> Option<usize> {
         let length = match self {
             Self::Mongo => {

@@ -276,7 +276,7 @@ impl Direction<'_> {
         }
     }
 
-    /// Forwards whole frames; returns none when the connection has ended.
+    /// Forwards whole frames; returns `None` when the connection has ended.
     async fn pass(&self, frames: &mut [u8], to: &mut OwnedWriteHalf) -> Option<()> {
         let mut at = 0;
         while let Some(length) = self.shared.protocol.first_frame(&frames[at..]) {

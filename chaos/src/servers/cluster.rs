@@ -236,7 +236,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Limits a user to write only to exchanges and queues whose names match the regular expression `write`.
+    /// Permits a user to write only to exchanges and queues whose names match the regular expression `write`.
     pub(crate) async fn permit(&self, user: &str, write: &str) -> Result<()> {
         let arguments =
             format!("<<\"{user}\">>, <<\"/\">>, <<\".*\">>, <<\"{write}\">>, <<\".*\">>, <<\"chaos\">>");
@@ -261,7 +261,7 @@ impl Cluster {
         self.ask(node, "vm_memory_monitor", "set_vm_memory_high_watermark", watermark).await.map(drop)
     }
 
-    /// Sets the largest message that newly opened channels accept; none restores the default.
+    /// Sets the size of the largest message that newly opened channels accept; `None` restores the default.
     pub(crate) async fn limit_messages(&self, bytes: Option<u64>) -> Result<()> {
         let setting = format!("rabbit, max_message_size, {}", bytes.unwrap_or(MESSAGE_LIMIT));
         for node in 0..self.nodes.len() {

@@ -143,7 +143,8 @@ impl Set {
         Ok(members.iter().any(is_hidden))
     }
 
-    /// Makes one majority write, and returns how long the write took; none if the write took longer than `within`.
+    /// Makes one majority write, and returns how long the write took; `None` if the write took longer than
+    /// `within`.
     pub(crate) async fn majority_answers(&self, within: Duration) -> Option<Duration> {
         let begun = Instant::now();
         let probes = self.client.database("chaos_probe").collection::<Document>("probes");

@@ -259,8 +259,8 @@ async fn stress_a_worker_without_its_mongodb_keeps_no_command() {
         let recorder = Recorder::default();
         let worker = scene.start_at_state(&here.state, recorder.clone());
 
-        // 60 documents whose entries have dates, and 60 documents whose entries have none because another
-        // program wrote them.
+        // The entries of 60 documents have dates. The entries of 60 other documents have no dates, as if
+        // another program had written them.
         for n in 0..60 {
             scene.place(&format!("dated-{n}"), [1]).await;
             let entry = doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": 1i64 } };

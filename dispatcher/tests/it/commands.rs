@@ -221,7 +221,8 @@ async fn the_wait_for_a_turn_counts_as_keeping() {
     scene.strike().await;
 }
 
-/// P3 (b), P5: if a holder dies, its claim is taken over once the claim has expired, and not before.
+/// P3 (b), P5: if the holder of a claim dies, another worker takes the claim over once it has expired, and
+/// not before.
 #[tokio::test]
 async fn a_claim_is_taken_over_once_it_expires() {
     let scene = Scene::set().await;

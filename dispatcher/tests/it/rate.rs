@@ -116,7 +116,7 @@ async fn a_message_waiting_for_the_rate_is_unclaimed() {
     scene.strike().await;
 }
 
-/// Even with a low rate, no command is taken that could not have its turn while it is kept.
+/// Even with a low rate, the worker takes only commands that can have their turn while they are kept.
 #[tokio::test]
 async fn a_low_rate_leaves_no_command_undelivered() {
     const DOCUMENTS: usize = 180;

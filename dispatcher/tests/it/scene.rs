@@ -140,7 +140,7 @@ impl Scene {
         assert_eq!(self.publisher.publish(vec![publication]).await, [Published::Confirmed]);
     }
 
-    /// Stores an order with messages of these amounts, which were never tried.
+    /// Stores an order with messages of these amounts. No process has tried to deliver them.
     pub(crate) async fn place(&self, id: &str, amounts: impl IntoIterator<Item = i64>) {
         let mut order = Order::new(id);
         amounts.into_iter().for_each(|amount| order.add(amount));

@@ -235,7 +235,7 @@ impl Term {
         !world.is_broken(Broken::UndatedForgotten) && self.memory().undated(&namespace()).is_some()
     }
 
-    /// Builds the real rescuer's record of recently queued documents from `queued`.
+    /// Converts the field `queued` to the record of recently queued documents that the real rescuer keeps.
     fn memory(&self) -> RecentlyQueued {
         let mut memory = RecentlyQueued::beginning(instant(0), REMEMBERED, ticks(REQUEUE_PAUSE));
         for Queued { document, head, at } in &self.queued {

@@ -98,7 +98,7 @@ pub fn slots(outbox: &[Stored]) -> Vec<Slot> {
     outbox.iter().map(|stored| Slot::Entry(Box::new(stored.entry()))).collect()
 }
 
-/// Whether the sweep's query for due entries finds a document with this outbox, because a living entry is due.
+/// Whether the sweep's query for due entries finds a document with this outbox. It does if a living entry is due.
 pub fn due_now(outbox: &[Stored], now: Tick) -> bool {
     let is_due = |stored: &Stored| stored.dead.is_none() && stored.available.is_some_and(|at| at <= now);
     outbox.iter().any(is_due)

@@ -30,7 +30,7 @@ pub struct Ledger {
     /// The number of times that each message arrived.
     arrived: BTreeMap<EntryId, u8>,
     /// The messages that may arrive again, because something failed after they were published and before the majority had the
-    /// clears of these messages.
+    /// writes that clear these messages.
     doubted: BTreeSet<EntryId>,
     published_under: BTreeMap<EntryId, Claimed>,
     told: BTreeMap<Intent, Told>,

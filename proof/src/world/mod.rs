@@ -153,8 +153,8 @@ impl World {
         before
     }
 
-    /// Notes that something failed. From now on, a message that was published, and whose clear the majority does not have, may
-    /// arrive again.
+    /// Notes that something failed. From now on, a published message may arrive again if the majority does not have the write
+    /// that clears the message.
     pub fn doubt_all(&mut self) {
         let uncleared = |data: &Data| -> Vec<EntryId> { data.entries().map(|stored| stored.id).collect() };
         let both = [uncleared(&self.mongo.primary), uncleared(&self.mongo.majority)];

@@ -22,7 +22,7 @@ pub struct Data {
     pub executed: BTreeSet<(Name, u8)>,
 }
 
-/// A change that a change stream shows, because it may have made something deliverable.
+/// A change that a change stream shows, because the change may have made a message deliverable.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Change {
     /// The time of the change in the oplog. The primary assigns it. A later change has a higher time, also after a failover.

@@ -1,5 +1,5 @@
-//! Saves with deferred clears, between writes of other programs. The messages of such a save stay in the outbox for a while after
-//! their delivery, and the next save may replace the whole array.
+//! Tests saves with deferred clears, between writes of other programs. The messages of such a save stay in the outbox for a while
+//! after their delivery, and the next save may replace the whole array.
 
 use std::{
     collections::HashMap,

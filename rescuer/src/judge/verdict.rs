@@ -120,7 +120,7 @@ pub fn judge(outbox: Result<Vec<Slot>, NotAnArray>, ordering: DeliveryOrder, mom
         ..Verdict::default()
     };
 
-    // Covers all elements, because malformed ones are reported whether or not the document needs a
+    // The loop reads all elements, because malformed ones are reported whether or not the document needs a
     // command.
     for slot in &slots {
         match slot {

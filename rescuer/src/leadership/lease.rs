@@ -209,8 +209,8 @@ impl Lease {
         let mut free = vec![
             doc! { "$not": [is_date("$until")] },
             doc! { "$lte": ["$until", "$$NOW"] },
-            // This process's own earlier lease is free too. It gets a new epoch, so that late
-            // writes of the earlier term are refused.
+            // An earlier lease of this process counts as free too. It gets a new epoch when it is taken, so
+            // that late writes of the earlier term are refused.
             doc! { "$eq": ["$owner", me()] },
         ];
         if let Some(stale) = stale {

@@ -44,7 +44,7 @@ fn check_server(hello: &Document) -> Result<(), RescuerError> {
     if set.is_some() || is_sharded { Ok(()) } else { Err(RescuerError::NotAReplicaSet) }
 }
 
-/// The addresses that the server and its members report.
+/// The addresses that the server reports: its own address, and those of the members of its replica set.
 fn names(hello: &Document) -> impl Iterator<Item = &str> {
     let hosts = hello.get_array("hosts").into_iter().flatten();
     hosts.filter_map(|host| host.as_str()).chain(hello.get_str("me").ok())

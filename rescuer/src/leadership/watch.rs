@@ -1,4 +1,4 @@
-//! Decides who may take a lease and who gives it up, only from what was observed of the lease.
+//! Decides which rescuer may take a lease and which one gives it up, based only on observations of the lease.
 
 use std::time::{Duration, Instant};
 
@@ -70,8 +70,8 @@ impl Watch {
 
         let mut stale = None;
         if seen.owner != me && !seen.left.is_zero() {
-            // All rescuers with the same name have the same settings, so a lease that records no duration
-            // is assumed to last as long as this rescuer's.
+            // All rescuers with the same name have the same settings, so a lease that records no duration is
+            // assumed to last as long as the leases of this rescuer.
             let left = seen.lasts.unwrap_or(lasts).saturating_sub(unchanged);
             if !left.is_zero() {
                 return Next::Wait { owner: seen.owner.clone(), left: left.min(seen.left) };

@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{commands::Ability, watch_plan::Plan};
 
-/// After this long without an answer, not even an empty page, a stream counts as unhealthy: a replica set
-/// writes something every 10 s by itself.
+/// A stream that has given no answer for this long, not even an empty page, counts as unhealthy: a replica
+/// set writes something every 10 s by itself.
 pub(super) const SILENCE: Duration = Duration::from_secs(30);
 /// The time within which another rescuer should take a lease that has ended.
 pub(super) const TAKING: Duration = Duration::from_secs(5);

@@ -97,7 +97,7 @@ pub enum Expiry {
 }
 
 impl Warning {
-    /// A key that is equal for warnings about the same subject, so that none is repeated too soon.
+    /// A key that is equal for warnings about the same subject, so that no warning is repeated too soon.
     pub(crate) fn subject(&self) -> String {
         match self {
             Self::OplogShort { .. } => "oplog_short".into(),

@@ -105,7 +105,7 @@ async fn read(
     Ok(confirmed)
 }
 
-/// The document's `_id` as the key of a map, without its shard key.
+/// The document's `_id` as the key of a map, without the document's shard key.
 fn id_alone(document: &DocumentRef) -> Option<Vec<u8>> {
     let named = DocumentRef::of_stored(document.namespace.clone(), document.key())?;
     Some(named.map_key())

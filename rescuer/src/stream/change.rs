@@ -12,8 +12,9 @@ use serde::Deserialize;
 
 use super::{position::Mark, token};
 
-/// A change as the server sends it, projected. User content is kept raw, so that it can't make the change
-/// unreadable: an unreadable change could not even be skipped, because its token would be unreadable too.
+/// A change as the server sends it, reduced to a few fields. User content is kept raw, so that it can't make
+/// the change unreadable: an unreadable change could not even be skipped, because its token would be
+/// unreadable too.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RawChange {

@@ -72,7 +72,7 @@ fn report(term: &Term, window: Result<Window, Error>, age: Option<Duration>) {
         }
         Err(error) => {
             term.report.window(None);
-            // The server answered and refuses the read; it is not unreachable.
+            // The server answered but refuses the read, so the server is not unreachable.
             if error_codes::code(&error).is_some() && !classify::is_transient(&error) {
                 term.report.warn(Warning::OplogUnknown { error: classify::text(&error) });
             }

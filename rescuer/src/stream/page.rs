@@ -36,8 +36,8 @@ use crate::{
     sweep::{catalogue::Catalogue, full_sweep::FullSweep},
 };
 
-/// A page with at least this many changes asks for the cluster time before the read; for fewer
-/// changes this isn't worth a request.
+/// A page with at least this many changes asks for the cluster time before the read; for a smaller page, the
+/// time isn't worth a request.
 const FULL: usize = 100;
 /// The longest time that a read may delay the stream.
 const LONGEST_LOOK_UP: Duration = Duration::from_secs(10);
@@ -131,7 +131,7 @@ impl PageChecker {
         Ok(())
     }
 
-    /// The documents to read. A document is skipped if it was found empty after the change.
+    /// The documents to read. A document is skipped if a read after the change found its outbox empty.
     fn by_collection(&self, changed: HashMap<Vec<u8>, Filled>) -> HashMap<Namespace, Vec<DocumentRef>> {
         let mut collections: HashMap<Namespace, Vec<DocumentRef>> = HashMap::new();
         for (key, change) in changed {
@@ -233,8 +233,8 @@ fn last_changes(changes: Vec<Filled>) -> HashMap<Vec<u8>, Filled> {
 }
 
 /// With a `time`, the read sees all writes up to that time, including writes that were still being committed
-/// when the read was requested. Without a `time`, a document could be recorded as empty at a time before
-/// which a message was pushed to it.
+/// when the read was requested. Otherwise a document could be recorded as empty at that time although a
+/// message had been pushed to it earlier.
 fn read_concern(time: Option<Timestamp>) -> RawDocumentBuf {
     if let Some(time) = time {
         rawdoc! { "level": "local", "afterClusterTime": time }

@@ -64,7 +64,7 @@ impl Mark {
 pub enum Start {
     /// There is no saved position.
     Fresh,
-    /// Start after the token, or at the time if there is no token yet.
+    /// Start after the mark's token, or at the mark's time if it has no token yet.
     Resume(Mark),
     /// Start at the time that an operator set.
     Asked(Timestamp),

@@ -52,8 +52,7 @@ const MAX_AWAIT: Duration = Duration::from_millis(500);
 /// [`Settings::refused_for`](crate::Settings::refused_for), the position itself counts as refused.
 const REFUSALS: u32 = 3;
 
-/// If a position is the server's own time as read less than this long ago, the position cannot be
-/// lost.
+/// A position cannot be lost if it is the server's own time, and was read less than this long ago.
 const FRESH: Duration = Duration::from_mins(10);
 
 /// Reports of a failure use this text as the end of the sentence "could not …".

@@ -102,7 +102,8 @@ pub(crate) async fn all_databases(mongo: &Mongo) -> Result<Vec<String>, Error> {
 
 /// Lists the collections and views of one database. The list is empty if there is no such database.
 async fn list(mongo: &Mongo, database: &str) -> Result<Vec<Listed>, Error> {
-    // These two options together need no privilege beyond the privileges on the collections themselves.
+    // With these two options, the command needs no privilege beyond the privileges on the collections
+    // themselves.
     let command = doc! { "listCollections": 1, "nameOnly": true, "authorizedCollections": true };
     let mut cursor = mongo.database(database).run_cursor_command(command).await?;
     let mut found = Vec::new();

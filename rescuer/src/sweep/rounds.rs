@@ -55,8 +55,8 @@ const SHORTEST_ROUND: Duration = Duration::from_secs(1);
 /// Reports of a failure use this text as the end of the sentence "could not …".
 const LISTING: &str = "list collections for the sweep";
 
-/// The server's error code if it has dropped the cursor because documents waited for room for too
-/// long.
+/// The server's error code for a cursor that the server has dropped, for example because documents waited for
+/// room for too long.
 const CURSOR_NOT_FOUND: i32 = 43;
 
 /// Runs the rounds of the sweep, one after another, during one leadership term.

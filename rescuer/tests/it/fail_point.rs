@@ -1,5 +1,5 @@
-//! Faults that the server produces on request. The application name limits them to commands of the test's
-//! own rescuer.
+//! Tests faults that the server produces on request. The name of the client application limits each fault to
+//! commands of the test's own rescuer.
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -17,8 +17,8 @@ async fn alone() -> MutexGuard<'static, ()> {
     ONE_AT_A_TIME.lock().await
 }
 
-/// Requests a fault repeatedly until its effect shows, because the fault may first hit a command of the
-/// rescuer that is not under test.
+/// Requests a fault repeatedly until its effect shows, because the fault may first hit another command of the
+/// rescuer than the command under test.
 async fn provoke(
     world: &World,
     running: &mut Running,
@@ -344,7 +344,7 @@ async fn a_stream_that_breaks_after_opening_is_unready() {
     world.end().await;
 }
 
-/// Stops the binary while MongoDB doesn't answer its request.
+/// Stops the binary while MongoDB doesn't answer a request of the binary.
 #[tokio::test]
 async fn sigterm_ends_whatever_is_under_way() {
     let _alone = alone().await;

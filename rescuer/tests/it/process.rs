@@ -298,7 +298,7 @@ mod outage {
                 _ => broker.raise_alarm().await,
             }
             // Writes at most once every 10 ms, so that the first of these documents are older than the delay
-            // at the end.
+            // when the loop ends.
             for _ in 0..200 {
                 replicas.more_are_written(1).await;
             }

@@ -1,4 +1,4 @@
-//! The reports of a rescuer about itself: its metrics and its status.
+//! Tests what a rescuer reports about itself: its metrics and its status.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -61,7 +61,7 @@ fn contract() -> Vec<(String, String, BTreeMap<String, Vec<String>>)> {
         let cells: Vec<&str> = row.split('|').map(str::trim).collect();
         let mut labels: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for part in cells[2].split("; ").flat_map(parts) {
-            // `stream`, `cause`: `error`, …
+            // A part is, for example, "`stream`", or "`cause`: `error`, `held`".
             let words: Vec<String> = part.split('`').skip(1).step_by(2).map(str::to_owned).collect();
             let fixed = part.split_once(": ").map_or(0, |(_, values)| values.matches('`').count() / 2);
             let (names, values) = words.split_at(words.len() - fixed);

@@ -481,7 +481,8 @@ async fn a_server_clock_set_back_delays_no_message() {
     while commands.distinct() < 20 {
         running.page().await;
     }
-    // But the change is not processed before the delay has passed.
+    // Although the dates of the changes lie in the future, no change is processed before the delay has
+    // passed.
     assert!(commands.taken()[0].1.duration_since(saved) >= DELAY);
     running.stop().await.unwrap();
     world.end().await;

@@ -233,7 +233,7 @@ pub(crate) async fn index(collection: &Collection<Document>) {
     collection.create_index(model).await.unwrap();
 }
 
-/// A rescuer at work in this process.
+/// A rescuer that runs in this process.
 pub(crate) struct Running {
     pub(crate) events: broadcast::Receiver<RescueEvent>,
     pub(crate) status: Status,

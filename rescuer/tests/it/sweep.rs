@@ -116,8 +116,8 @@ async fn due_scheduled_messages_are_swept_but_never_dead_ones() {
     world.end().await;
 }
 
-/// Entries are neither skipped nor read forever, although 700 documents share one millisecond and a page
-/// has 100.
+/// Entries are neither skipped nor read forever, although 700 documents share one millisecond and a page has
+/// only 100 documents.
 #[tokio::test]
 async fn pages_neither_skip_nor_repeat_entries_of_one_date() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -347,8 +347,8 @@ async fn a_full_memory_delays_documents_and_stops_no_collection() {
     world.end().await;
 }
 
-/// Although full rounds follow each other without a pause, the end of a collection that takes two rounds
-/// is reached.
+/// A scan that takes two rounds reaches the end of its collection, although full rounds follow each other
+/// without a pause.
 #[tokio::test]
 async fn full_rounds_also_resume_a_scan() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -567,7 +567,7 @@ async fn a_collection_without_outboxes_costs_nothing_once_read() {
     world.end().await;
 }
 
-/// An entry whose text the server stores although it is not UTF-8.
+/// One entry has a text that is not valid UTF-8, which the server stores anyway.
 #[tokio::test]
 async fn an_entry_with_invalid_utf8_spares_its_neighbours() {
     let (world, commands) = (World::new().await, Recorder::new());

@@ -15,8 +15,8 @@ use crate::{
     suggestion::did_you_mean,
 };
 
-/// The default of `http_listen` for a daemon without its own default. The port is the usual one of
-/// OpenTelemetry programs.
+/// The default of `http_listen` for a daemon without its own default. The port is the one that programs with
+/// OpenTelemetry usually take.
 pub const HTTP_LISTEN: &str = "127.0.0.1:9464";
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];

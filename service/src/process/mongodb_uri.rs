@@ -57,9 +57,9 @@ fn parse(text: &str) -> Result<(), Error> {
     }
 }
 
-/// The names of the options of which each, if it were removed alone, would make the URI acceptable to the
-/// driver. The names are spelled as in the URI. Empty if there is no such option, or if a name could be a
-/// part of a password.
+/// The names of the options that cause the refusal, spelled as in the URI: without any one of these options,
+/// the driver would accept the URI. Empty if there is no such option, or if a name could be a part of a
+/// password.
 fn culprits(text: &str) -> Vec<&str> {
     let Some((before, options)) = text.split_once('?') else {
         return Vec::new();

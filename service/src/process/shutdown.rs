@@ -9,9 +9,9 @@ use tracing::{error, info};
 /// Signals that follow each other within this time count as one.
 const ONE_SIGNAL: Duration = Duration::from_secs(1);
 
-/// Listens for SIGTERM and SIGINT from now on. The first signal cancels the token. A later signal
-/// of either kind ends the process at once. The exit code is then 143 or 130, as in a shell's
-/// report of a process that such a signal killed.
+/// Listens for SIGTERM and SIGINT from now on. The first signal cancels the token. A later signal of either
+/// kind ends the process at once. The exit code is then 143 or 130, the code that a shell reports for a
+/// process that was killed by the signal.
 ///
 /// Signals within a second of the first count as the same request: a terminal signals the whole process
 /// group, and a wrapper in that group also forwards its own signal.
