@@ -253,7 +253,7 @@ pub(crate) fn check_database_pattern(name: &str) -> Result<(), String> {
     if name.is_empty() {
         Err("has no name; write its name".into())
     } else if let Some(forbidden) = name.chars().find(|c| "/\\. \"$\0".contains(*c)) {
-        Err(format!("has a {forbidden:?} in its name; MongoDB allows none"))
+        Err(format!("has a {forbidden:?} in its name, which MongoDB does not allow"))
     } else if name.len() > LONGEST_DATABASE {
         Err(format!("has a name longer than the {LONGEST_DATABASE} bytes MongoDB allows"))
     } else if is_the_servers(name) {
@@ -268,7 +268,7 @@ fn check_collection(name: &str) -> Result<(), String> {
     if name.is_empty() {
         Err("has no name; write its name, or `*` for all".into())
     } else if let Some(forbidden) = name.chars().find(|c| "$\0".contains(*c)) {
-        Err(format!("has a {forbidden:?} in its name; MongoDB allows none"))
+        Err(format!("has a {forbidden:?} in its name, which MongoDB does not allow"))
     } else if is_system(name) {
         Err("is the server's own; name one of the application's".into())
     } else {

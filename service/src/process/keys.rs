@@ -203,7 +203,7 @@ fn check_path(path: &str) -> Result<(), String> {
 /// Checks a database's name, which must not contain a `*`.
 fn check_database(name: &str) -> Result<(), String> {
     if name.contains('*') {
-        return Err("has a '*' in its name; MongoDB allows none".into());
+        return Err("has a '*' in its name, which MongoDB does not allow".into());
     }
     check_database_pattern(name)
 }
