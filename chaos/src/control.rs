@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 
-/// The part of the engine that is broken.
+/// How the engine is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Control {
     /// Messages leave their document before RabbitMQ has confirmed them.

@@ -1,4 +1,4 @@
-//! `outbox-dispatcher`: a shell around the library of the same name.
+//! Runs the library `outbox-dispatcher` as a program of the same name.
 
 fn main() -> outbox_service::Exit {
     outbox_dispatcher::daemon::main()

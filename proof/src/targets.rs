@@ -67,7 +67,7 @@ thread_local! {
 /// Returns the text that `config check` prints for a file.
 ///
 /// # Errors
-/// All problems of the file.
+/// Returns all problems of the file.
 pub fn check_settings(text: &str) -> Result<String, Problems> {
     const PROGRAM: Program = Program { name: "proof", version: "0", about: "" };
     FILE.set(text.to_owned());

@@ -1,4 +1,4 @@
-//! `outbox-rescuer`: a shell around the library of the same name.
+//! Runs the library `outbox-rescuer` as a program of the same name.
 
 use std::{
     sync::Arc,

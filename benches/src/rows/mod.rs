@@ -1,4 +1,4 @@
-//! The rows of the table, in its order.
+//! The rows of the table, in the table's order.
 
 mod burn_down;
 mod idle;

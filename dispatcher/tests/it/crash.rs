@@ -1,4 +1,4 @@
-//! A message that kills the process that delivers it.
+//! Tests a message that kills the process that delivers it.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The worker on a real broker and a real database.
+//! Tests the worker on a real broker and a real database.
 //!
 //! Tests that break a server are in [`outage`], and tests that set a fail point of MongoDB are in
 //! [`fail_point`]. .config/nextest.toml and scripts/test recognise them by these modules, and keep other

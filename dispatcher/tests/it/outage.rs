@@ -1,4 +1,4 @@
-//! A broker that fails. Each test has its own broker, and runs alone.
+//! Tests a worker whose broker fails. Each test has its own broker, and runs alone.
 
 use document_outbox::dispatch::Processed;
 

@@ -1,4 +1,4 @@
-//! The rate limit on a backlog, with a real broker.
+//! Tests the rate limit on a backlog, with a real broker.
 
 use std::time::{Duration, Instant};
 

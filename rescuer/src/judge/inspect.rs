@@ -77,7 +77,7 @@ fn is_a(value: &str, kind: &str) -> Document {
     doc! { "$eq": [{ "$type": value }, kind] }
 }
 
-/// An expression that tests whether a value's BSON type takes only a few bytes.
+/// An expression that tests whether a value has a BSON type whose values take only a few bytes.
 fn is_small(value: &str) -> Document {
     let small = ["null", "bool", "int", "long", "double", "decimal", "date", "objectId", "timestamp"];
     doc! { "$in": [{ "$type": value }, small.as_slice()] }

@@ -316,7 +316,7 @@ impl RecentlyQueued {
 pub enum SweptEntries {
     /// Documents with an entry whose date has passed.
     Dated,
-    /// Also documents with an entry that has no date.
+    /// Documents with an entry whose date has passed, and documents with an entry that has no date.
     All,
 }
 

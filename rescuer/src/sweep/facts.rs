@@ -39,7 +39,7 @@ pub(super) struct Facts {
 #[derive(Debug, Clone, Default)]
 struct CollectionFacts {
     holds: Holds,
-    /// The time when its indexes were listed.
+    /// The time when the collection's indexes were listed.
     listed: Option<Instant>,
     indexes: Indexes,
     expiry: Option<Expiry>,

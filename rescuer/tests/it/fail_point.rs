@@ -291,7 +291,7 @@ async fn a_long_query_does_not_delay_a_stop() {
     }
 }
 
-/// P5: a failing collection does not affect the others.
+/// P5: a failing collection does not affect other collections.
 #[tokio::test]
 async fn a_collection_that_cannot_be_read_stops_no_other() {
     let _alone = alone().await;

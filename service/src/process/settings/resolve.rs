@@ -268,7 +268,7 @@ impl Entry {
         }
     }
 
-    /// The line of the file, and the source.
+    /// Returns the key's line of the file, and the source of its value.
     fn effective(&self) -> Option<(String, String)> {
         let Text::Found(text, origin) = &self.text else {
             return None;

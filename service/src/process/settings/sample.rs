@@ -9,7 +9,7 @@ use super::{
     program::Program,
 };
 
-/// The longest line of a comment.
+/// The maximum length of a line of a comment.
 const WIDTH: usize = 100;
 
 /// The sample. It can be parsed as printed, and also with the defaults uncommented.

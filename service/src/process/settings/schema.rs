@@ -9,7 +9,8 @@ use super::{
 
 /// Digits and a unit, any number of times: the format that `humantime` reads.
 const DURATION: &str = "^(\\s*[0-9]+\\s*(nsec|ns|usec|us|msec|ms|seconds?|sec|s|minutes?|mins?|m|hours?|hrs?|hr|h|days?|d|weeks?|wks?|wk|w|months?|M|years?|yrs?|yr|y))+\\s*$";
-/// A database, a dot, and the rest. The exact rules are checked when the file is read.
+/// The form of a namespace: a database, a dot, and the rest. The exact rules are checked when the file is
+/// read.
 const NAMESPACE: &str = "^\\s*[^.,\\s]+\\.[^,]+$";
 
 /// The schema. It requires no key, because each key may be set by a source other than the file.

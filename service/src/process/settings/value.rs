@@ -51,7 +51,7 @@ impl Value {
         }
     }
 
-    /// The value that an empty text stands for; `None` if a key of this kind can't be empty.
+    /// The value of an empty text; `None` if a key of this kind can't be empty.
     fn empty(kind: &Kind) -> Option<Self> {
         match kind {
             Kind::Text(_) => Some(Self::Text(String::new())),
