@@ -182,7 +182,7 @@ impl Link {
         self.connection.status().connected() && self.channel.status().connected()
     }
 
-    /// Closes the connection cleanly. If that takes too long, drops it.
+    /// Closes the connection cleanly. If that takes too long, drops the connection.
     pub(super) async fn close(self) {
         close(&self.connection).await;
     }

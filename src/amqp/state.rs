@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 /// The connection state of a [`Publisher`](super::Publisher) or a [`Consumer`](super::Consumer).
 ///
-/// `Display` writes it as a readable sentence.
+/// `Display` writes the state as a readable sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     /// The first connection is being made.

@@ -6,7 +6,7 @@
 
 use mongodb::bson::{DateTime, RawDocument, RawDocumentBuf, Uuid};
 
-/// A document begins with its length.
+/// The size of the length with which a document begins.
 const LENGTH_BYTES: usize = 4;
 /// The initial capacity of a document before its elements are known.
 const USUAL_BYTES: usize = 128;

@@ -87,7 +87,8 @@ impl Clears {
         Self { sender, batcher }
     }
 
-    /// Removes these entries if they are still under the claim. Completes once the server has executed the update.
+    /// Removes the delivered entries if they are still under their claim. Completes once the server has executed the
+    /// update.
     pub(crate) async fn clear(&self, delivered: &Delivered) -> ClearOutcome {
         if let Some(_permit) = self.batcher.permit_for_one() {
             return self.sender.send_one(ClearRequest::of(delivered)).await;

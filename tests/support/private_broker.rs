@@ -75,8 +75,8 @@ impl PrivateBroker {
     }
 }
 
-/// The script waits for the end of its input, which closes when this process ends for any reason, and then
-/// removes everything.
+/// Starts a process that removes the broker and its directory once this process ends. The end of this process, for any
+/// reason, closes the other process's input.
 fn guard(directory: &Path) -> Child {
     use std::os::unix::process::CommandExt;
     Command::new("sh")

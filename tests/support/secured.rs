@@ -197,7 +197,8 @@ where
     done.unwrap_or_else(|| panic!("waited in vain for {what}: {last}"))
 }
 
-/// The ports are below the range for outgoing connections, so that no connection takes a port before its server does.
+/// Returns free ports. The ports are below the range for outgoing connections, so that no connection takes a port
+/// before its server does.
 fn free_ports<const N: usize>() -> [u16; N] {
     let mut taken = Vec::new();
     [(); N].map(|()| {
