@@ -146,8 +146,9 @@ impl DispatcherSettings {
         }
     }
 
-    /// The prefetch. With a rate, it is at most half of the messages that can be delivered while a command
-    /// is kept; further commands would be released undelivered, all at the same moment.
+    /// The prefetch. With a rate, the prefetch is at most half of the number of messages that can be
+    /// delivered while a command is kept. Further commands would be released undelivered, all at the same
+    /// moment.
     pub(crate) fn prefetch_at_rate(&self) -> u16 {
         let Some(rate) = self.rate else { return self.prefetch };
         let messages = self.keep_within.as_millis() * u128::from(rate.messages()) / 2_000;

@@ -95,7 +95,7 @@ impl Stream {
     /// Begins a term.
     fn begin(&self, held: Held) -> Arc<Term> {
         let (stream, epoch) = (self.plan.name.clone(), held.epoch);
-        tracing::info!(stream, epoch, owner = %self.process.name, "owner of the stream");
+        tracing::info!(stream, epoch, owner = %self.process.name, "this process is now the owner of the stream");
         self.report.owned(&self.process.name, epoch, held.until());
         self.report.emit(RescueEvent::Owned { stream, epoch });
 

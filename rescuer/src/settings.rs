@@ -56,7 +56,8 @@ pub struct Settings {
     /// The watched collections whose messages may be delivered out of order within a document. Default:
     /// none.
     pub unordered: Vec<NamespacePattern>,
-    /// The watched collections in which a dead message blocks the later ones of its document. Default: none.
+    /// The watched collections in which a dead message blocks the later messages of its document. Default:
+    /// none.
     pub dead_blocks: Vec<NamespacePattern>,
     /// How old a message must be before it is rescued, so that the inline dispatcher can deliver it first. A
     /// pattern in `watch` can have its own delay instead. From 1 s to 24 h. Default: 15 s.

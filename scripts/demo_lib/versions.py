@@ -157,7 +157,7 @@ class Scene:
         self.wait(f"{share:.0%} of the messages arrive", lambda: self.ledger.arrived() >= enough)
 
     def owned_by(self, program: Program) -> None:
-        self.wait(f"{program.name} owns the stream", lambda: '"owner of the stream"' in program.log.read_text(errors="replace"))
+        self.wait(f"{program.name} owns the stream", lambda: 'owner of the stream"' in program.log.read_text(errors="replace"))
 
     def judge(self) -> list[str]:
         faults = []
@@ -227,7 +227,7 @@ def all_at_once(scene: Scene) -> list[str]:
         before = len(successor.log.read_text(errors="replace"))
         if successor is first:
             successor.start()
-        owned = lambda: '"owner of the stream"' in successor.log.read_text(errors="replace")[before:]  # noqa: B023, E731
+        owned = lambda: 'owner of the stream"' in successor.log.read_text(errors="replace")[before:]  # noqa: B023, E731
         scene.wait(f"{successor.name} takes the stream over", owned)
         scene.write_foreign(f"handover_{round_}")
         if round_ == 0:

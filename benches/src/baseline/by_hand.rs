@@ -180,8 +180,8 @@ impl<T: Send + 'static> Stage<T> {
                 loop {
                     let mut batch = Vec::new();
                     let mut waiting = waiting.lock().await;
-                    // The stage yields here, so that other tasks, woken by the answers to an earlier batch,
-                    // can add their requests to this batch.
+                    // The stage yields here. Tasks that the answers to an earlier batch have woken can then add
+                    // their requests to this batch.
                     while batch.is_empty() || !waiting.is_empty() {
                         if waiting.recv_many(&mut batch, 1_000).await == 0 {
                             return;

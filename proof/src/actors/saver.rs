@@ -145,7 +145,7 @@ impl Saver {
         }
     }
 
-    /// Loads the aggregate again, because another writer has saved it since it was loaded.
+    /// Loads the aggregate again, because another writer has saved it since the last load.
     fn conflict(&mut self, save: &Save, me: Name, world: &mut World) {
         let is_own = world.mongo.primary.executed.contains(&(me, save.number));
         if is_own || world.mongo.primary.documents[save.document].etag == save.loaded {

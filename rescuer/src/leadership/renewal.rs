@@ -65,7 +65,7 @@ impl Renewal {
             if Instant::now() >= renew_at {
                 renew_at = Instant::now() + pause;
                 if self.renew().await == Renewed::Lost {
-                    let reason = "another rescuer has taken its lease, or the lease was deleted";
+                    let reason = "another rescuer has taken the lease, or the lease was deleted";
                     return self.term.step_back(reason);
                 }
             }

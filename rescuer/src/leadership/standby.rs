@@ -2,12 +2,12 @@
 //!
 //! | the lease | this rescuer | what this rescuer does |
 //! |---|---|---|
-//! | another's, and lasts | can send commands | waits, and announces itself in the lease |
-//! | another's, and lasts | can't send commands | waits |
-//! | another's, and lasts by its date, but was not renewed for its whole duration | with or without a broker | treats the lease as over |
-//! | over, released, or its own earlier one | can send commands | takes the lease |
-//! | over, released, or its own earlier one | can't send commands, but another standby can | leaves the lease to that standby |
-//! | over, released, or its own earlier one | can't send commands, and knows of no standby that can | takes the lease: much of an owner's work needs no broker |
+//! | belongs to another rescuer, and lasts | can send commands | waits, and announces itself in the lease |
+//! | belongs to another rescuer, and lasts | can't send commands | waits |
+//! | belongs to another rescuer, and lasts by its date, but was not renewed for its whole duration | with or without a broker | treats the lease as over |
+//! | is over, released, or an earlier lease of this rescuer | can send commands | takes the lease |
+//! | is over, released, or an earlier lease of this rescuer | can't send commands, but another standby can | leaves the lease to that standby |
+//! | is over, released, or an earlier lease of this rescuer | can't send commands, and knows of no standby that can | takes the lease: much of an owner's work needs no broker |
 //!
 //! So a rescuer without a broker never takes a stream from one that has a broker. If the broker is
 //! unavailable to all rescuers, one of them owns the stream, keeps its position within the oplog,

@@ -36,7 +36,7 @@ impl Term {
     /// code before any of its timers has fired.
     pub(crate) fn is_over(&self) -> bool {
         if !self.stop.is_cancelled() && !self.held.lasts() {
-            self.step_back("its lease ended before it could be renewed, or this process was paused");
+            self.step_back("the lease ended before it could be renewed, or this process was paused");
         }
         self.stop.is_cancelled()
     }

@@ -50,7 +50,7 @@ async fn an_owner_that_lost_its_lease_regains_it_later() {
     let until = |millis: i64| DateTime::from_millis(DateTime::now().timestamp_millis() + millis);
     let other = doc! { "$set": { "owner": "other/1", "until": until(600_000) }, "$inc": { "epoch": 1 } };
     world.leases().update_one(doc! {}, other).await.unwrap();
-    assert!(running.stepped_back().await.contains("taken its lease"));
+    assert!(running.stepped_back().await.contains("taken the lease"));
     assert_eq!(running.standing_by().await, "other/1");
     orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
     world.leases().update_one(doc! {}, doc! { "$set": { "until": until(-1) } }).await.unwrap();

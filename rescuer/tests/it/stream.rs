@@ -426,8 +426,8 @@ async fn a_collection_renamed_to_a_match_is_swept() {
     world.end().await;
 }
 
-/// The test does not wait for an hour: it checks the open cursors and the stored state while a change is
-/// held that long.
+/// The test does not wait for an hour. It checks the open cursors and the stored state while a change is
+/// held.
 #[tokio::test]
 async fn a_long_delay_needs_no_cursor_across_restarts() {
     let world = World::new().await;

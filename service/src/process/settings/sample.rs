@@ -12,7 +12,8 @@ use super::{
 /// The maximum length of a line of a comment.
 const WIDTH: usize = 100;
 
-/// The sample. It can be parsed as printed, and also with the defaults uncommented.
+/// The sample file. It can be parsed as it is printed, and also after the lines with defaults were
+/// uncommented.
 pub(super) fn sample(program: &Program, keys: &[Key]) -> String {
     let mut file = format!(
         "# Every setting of {0}, as `{0} config sample` prints them. Lines that are commented out show the default.\n\
