@@ -10,7 +10,7 @@
 //! | the aggregate is saved, with its messages | [`Store`] |
 //! | the messages are delivered right after the save | [`InlineDispatcher`], [`deliver`] |
 //! | a receiving aggregate recognises repeats | [`Inbox`] |
-//! | messages are received from RabbitMQ | [`receive`] |
+//! | messages are received, from RabbitMQ or inside the process | [`receive`] |
 //!
 //! Messages that inline delivery misses (the process died, the broker was unavailable, a handler failed) are found by
 //! the *rescuer* and delivered by the *dispatcher*. The rescuer and the dispatcher are separate services: the rescuer
@@ -54,7 +54,8 @@
 //! # Features
 //! `derive` (default) provides the derive macros [`Aggregate`](macro@Aggregate) and [`Message`](macro@Message).
 //!
-//! `rabbitmq` (default) provides the destination [`deliver::RabbitMq`], [`CommandSender`], [`receive`] and [`amqp`].
+//! `rabbitmq` (default) provides the destination [`deliver::RabbitMq`], [`CommandSender`], the receiver of [`receive`] and
+//! [`amqp`].
 //! Without this feature no AMQP client is linked. Turn the feature off if all messages go to handlers or to your own
 //! destination.
 //!
@@ -83,7 +84,6 @@ pub mod dispatch;
 mod encoding;
 mod mongo;
 pub mod observe;
-#[cfg(feature = "rabbitmq")]
 pub mod receive;
 pub mod store;
 mod stored;

@@ -74,7 +74,6 @@ impl Inbox {
     }
 
     /// Records a message. Returns the number of older records that were removed, or `None` for a repeat.
-    #[cfg(feature = "rabbitmq")]
     pub(crate) fn receive_counting(&mut self, limits: InboxLimits, id: uuid::Uuid) -> Option<usize> {
         self.record(limits, id, DateTime::now())
     }

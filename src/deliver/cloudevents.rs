@@ -25,9 +25,7 @@
 //! [CloudEvents]: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md
 //! [AMQP binding]: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/amqp-protocol-binding.md
 
-use std::fmt::Write;
-
-use mongodb::{Namespace, bson::DateTime};
+use mongodb::bson::DateTime;
 
 use super::{
     Envelope,
@@ -120,7 +118,7 @@ fn headers(envelope: &Envelope, prefix: AttributePrefix) -> Vec<(String, String)
         attribute("specversion", "1.0".to_owned()),
         attribute("id", envelope.id.to_string()),
         attribute("type", envelope.message_type.clone()),
-        attribute("source", source(&envelope.document.namespace)),
+        attribute("source", envelope.document.source()),
     ];
     let optional = [
         ("subject", Some(envelope.document.subject()).filter(|subject| subject.len() <= LONGEST_SUBJECT)),
@@ -154,34 +152,13 @@ pub(crate) fn after<'a>(prefix: &str, name: &'a str) -> Option<&'a str> {
     start.eq_ignore_ascii_case(prefix).then_some(rest)
 }
 
-/// Returns the CloudEvents source, a URI reference with two path segments, `/{database}/{collection}`.
-pub fn source(namespace: &Namespace) -> String {
-    format!("/{}/{}", segment(&namespace.db), segment(&namespace.coll))
-}
-
-/// Encodes one path segment. Everything except the `pchar` of RFC 3986 is percent-encoded, byte by byte.
-fn segment(name: &str) -> String {
-    let mut encoded = String::with_capacity(name.len());
-    for byte in name.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => encoded.push(byte.into()),
-            _ if b"-._~!$&'()*+,;=:@".contains(&byte) => encoded.push(byte.into()),
-            _ => {
-                // Writing to a string can't fail.
-                let _ = write!(encoded, "%{byte:02X}");
-            }
-        }
-    }
-    encoded
-}
-
 fn seconds(date: DateTime) -> Option<u64> {
     u64::try_from(date.timestamp_millis().div_euclid(1000)).ok()
 }
 
 #[cfg(test)]
 mod tests {
-    use mongodb::bson::doc;
+    use mongodb::{Namespace, bson::doc};
     use uuid::Uuid;
 
     use super::*;
@@ -208,13 +185,6 @@ mod tests {
     fn header(envelope: &Envelope, name: &str) -> Option<String> {
         let mut headers = headers_of(envelope).into_iter();
         headers.find(|(found, _)| found == name).map(|(_, value)| value)
-    }
-
-    #[test]
-    fn names_are_percent_encoded_in_the_source() {
-        let source = |db: &str, coll: &str| source(&Namespace::new(db, coll));
-        assert_eq!(source("shop", "orders.archive"), "/shop/orders.archive");
-        assert_eq!(source("shop", "a/b c%?#☃"), "/shop/a%2Fb%20c%25%3F%23%E2%98%83");
     }
 
     #[test]

@@ -22,6 +22,9 @@
 //! # Ok::<(), document_outbox::deliver::HandlersError>(())
 //! ```
 //!
+//! Functions and aggregates that receive messages from a queue of RabbitMQ can be handlers too: see
+//! [`HandlersBuilder::subscriptions`].
+//!
 //! # Flow
 //! The payload is decoded for each handler of the message's type, and the handlers run at the same time, each in a task
 //! of its own. A message counts as delivered once all its handlers have succeeded. The keys of handlers that have
@@ -37,6 +40,9 @@
 //! - If a handler is renamed, processes that have only the old key don't know the new key. While such processes run
 //!   together with processes that have the new key, they may call the handler again.
 //! - A handler that blocks its thread cannot be aborted.
+//! - A message that a handler's own save sends is delivered by a separate task, which the handler doesn't wait for. So a
+//!   chain of messages needs no stack, and a handler can't wait for itself. If the chain never ends, it runs as long as the
+//!   process.
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
@@ -49,66 +55,10 @@ use serde::de::DeserializeOwned;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
-use super::{Answer, Deliver, Envelope, HANDLERS, Outcome, deadline, json, span, within};
+use super::{
+    Answer, Deliver, Envelope, HANDLERS, Outcome, deadline, handler_error::HandlerError, json, span, within,
+};
 use crate::aggregate::message::Message;
-
-/// A handler's failure. Its text is stored with the message and shown to operators, so it must not contain a
-/// payload or a secret.
-///
-/// The operator `?` converts any error to [`Transient`](Self::Transient), with the texts of the error and of its
-/// sources.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HandlerError {
-    /// The handler may succeed later.
-    Transient(String),
-    /// The handler can never succeed. The message dies at once, unless another handler of the message
-    /// failed with an error of another kind.
-    Permanent(String),
-    /// Something that the handler needs is unavailable, so other messages would fail too. No attempt is counted.
-    Unavailable(String),
-}
-
-impl HandlerError {
-    /// Creates an error for a handler that may succeed later.
-    pub fn transient(reason: impl Into<String>) -> Self {
-        Self::Transient(reason.into())
-    }
-
-    /// Creates an error for a handler that can never succeed.
-    pub fn permanent(reason: impl Into<String>) -> Self {
-        Self::Permanent(reason.into())
-    }
-
-    /// Creates an error for a handler that needs something that is unavailable.
-    pub fn unavailable(reason: impl Into<String>) -> Self {
-        Self::Unavailable(reason.into())
-    }
-}
-
-// `HandlerError` itself does not implement `std::error::Error`, because that would overlap with this implementation.
-impl<E: std::error::Error> From<E> for HandlerError {
-    fn from(error: E) -> Self {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            let cause_text = cause.to_string();
-            // Skip the source if the error's own text already contains the text of the source, which is the case for
-            // many errors.
-            if !text.contains(&cause_text) {
-                text = format!("{text}: {cause_text}");
-            }
-            source = cause.source();
-        }
-        Self::Transient(text)
-    }
-}
-
-impl fmt::Display for HandlerError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Transient(reason) | Self::Permanent(reason) | Self::Unavailable(reason)) = self;
-        f.write_str(reason)
-    }
-}
 
 /// A handler's name in stored documents. It must be stable across deployments and unique in the process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,6 +79,11 @@ impl HandlerKey {
     pub fn formerly(mut self, key: impl Into<String>) -> Self {
         self.former.push(key.into());
         self
+    }
+
+    /// The key without its former keys.
+    pub(crate) fn current(&self) -> &str {
+        &self.current
     }
 
     fn all(&self) -> impl Iterator<Item = &String> {
@@ -159,6 +114,28 @@ pub enum HandlersError {
     /// A key is empty.
     #[error("a handler of `{0}` has an empty key")]
     EmptyKey(&'static str),
+    /// A set of subscriptions can't receive messages.
+    #[error("the subscriptions `{key}`: {problems}")]
+    Subscriptions {
+        /// The key of the subscriptions.
+        key: String,
+        /// Every problem, in sentences.
+        problems: String,
+    },
+}
+
+/// What happens to a message for whose type there is no handler.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unhandled {
+    /// A new message is saved for the broker, and stays in its document until a process that delivers to a broker takes
+    /// it. A message that was saved for a handler is tried again, because another process may have the handler.
+    #[default]
+    Leave,
+    /// The message is dead at once, and operators see it.
+    Dead,
+    /// The message counts as delivered. Use this without a broker, for events that may have no receiver.
+    Ignore,
 }
 
 type Call = dyn Fn(Arc<Envelope>) -> BoxFuture<'static, Result<(), HandlerError>> + Send + Sync;
@@ -166,7 +143,7 @@ type Call = dyn Fn(Arc<Envelope>) -> BoxFuture<'static, Result<(), HandlerError>
 struct Handler {
     key: HandlerKey,
     message_type: &'static str,
-    is_named: fn(&str) -> bool,
+    is_named: Box<dyn Fn(&str) -> bool + Send + Sync>,
     call: Box<Call>,
 }
 
@@ -180,12 +157,15 @@ impl Handler {
 #[derive(Clone)]
 pub struct Handlers {
     handlers: Arc<[Arc<Handler>]>,
+    unhandled: Unhandled,
 }
 
 /// Builds [`Handlers`].
 #[derive(Default)]
 pub struct HandlersBuilder {
     handlers: Vec<Handler>,
+    unhandled: Unhandled,
+    refused: Option<HandlersError>,
 }
 
 impl HandlersBuilder {
@@ -193,7 +173,7 @@ impl HandlersBuilder {
     ///
     /// The handler gets the message and its envelope.
     #[must_use]
-    pub fn on<M, F, R>(mut self, key: impl Into<HandlerKey>, handler: F) -> Self
+    pub fn on<M, F, R>(self, key: impl Into<HandlerKey>, handler: F) -> Self
     where
         M: Message + DeserializeOwned + Send + 'static,
         F: Fn(M, Arc<Envelope>) -> R + Send + Sync + 'static,
@@ -203,12 +183,32 @@ impl HandlersBuilder {
             Ok(message) => handler(message, envelope).boxed(),
             Err(error) => std::future::ready(Err(error)).boxed(),
         };
-        self.handlers.push(Handler {
-            key: key.into(),
-            message_type: M::TYPE,
-            is_named: M::is_named,
-            call: Box::new(call),
-        });
+        self.push(key.into(), M::TYPE, M::is_named, call)
+    }
+
+    /// Sets what happens to messages for whose type there is no handler. Default [`Unhandled::Leave`]. A
+    /// [`Router`](super::Router) gives such messages to its other destinations, whatever this setting is.
+    #[must_use]
+    pub fn unhandled(mut self, unhandled: Unhandled) -> Self {
+        self.unhandled = unhandled;
+        self
+    }
+
+    /// Adds a handler for messages whose type `is_named` accepts. Errors name the handler by `message_type`.
+    pub(crate) fn push(
+        mut self,
+        key: HandlerKey,
+        message_type: &'static str,
+        is_named: impl Fn(&str) -> bool + Send + Sync + 'static,
+        call: impl Fn(Arc<Envelope>) -> BoxFuture<'static, Result<(), HandlerError>> + Send + Sync + 'static,
+    ) -> Self {
+        self.handlers.push(Handler { key, message_type, is_named: Box::new(is_named), call: Box::new(call) });
+        self
+    }
+
+    /// Makes [`build`](Self::build) fail.
+    pub(crate) fn refuse(mut self, error: HandlersError) -> Self {
+        self.refused.get_or_insert(error);
         self
     }
 
@@ -216,8 +216,13 @@ impl HandlersBuilder {
     ///
     /// # Errors
     /// An error if two handlers share a current or former key. The keys of handlers for different message types must
-    /// differ too, because operators see only the keys.
+    /// differ too, because operators see only the keys. Also an error if one set of subscriptions has no function, or two
+    /// functions for one type.
     pub fn build(self) -> Result<Handlers, HandlersError> {
+        if let Some(refused) = self.refused {
+            return Err(refused);
+        }
+
         let mut seen = BTreeSet::new();
         for handler in &self.handlers {
             for key in handler.key.all() {
@@ -229,7 +234,8 @@ impl HandlersBuilder {
                 }
             }
         }
-        Ok(Handlers { handlers: self.handlers.into_iter().map(Arc::new).collect() })
+        let handlers = self.handlers.into_iter().map(Arc::new).collect();
+        Ok(Handlers { handlers, unhandled: self.unhandled })
     }
 }
 
@@ -250,7 +256,7 @@ impl Handlers {
 
     /// Starts the handlers at once. The returned future waits for the handlers to end.
     fn start(&self, envelope: &Envelope) -> impl Future<Output = Answer> + Send + use<> {
-        let handled = self.handles(&envelope.message_type);
+        let unhandled = (!self.handles(&envelope.message_type)).then_some(self.unhandled);
         let message_type = envelope.message_type.clone();
         let mut delivered_to = envelope.delivered_to.clone();
         let shared = Arc::new(envelope.clone());
@@ -269,9 +275,8 @@ impl Handlers {
             })
             .collect();
         async move {
-            if !handled {
-                return Outcome::Transient(format!("no handler for type `{message_type}` in this process"))
-                    .into();
+            if let Some(unhandled) = unhandled {
+                return of_unhandled(unhandled, &message_type).into();
             }
             let mut failures = Vec::new();
             for (key, task) in running {
@@ -297,6 +302,16 @@ impl Handlers {
             }
             Answer { outcome: outcome(&failures), delivered_to }
         }
+    }
+}
+
+/// The outcome of a message that has no handler.
+fn of_unhandled(unhandled: Unhandled, message_type: &str) -> Outcome {
+    let reason = format!("no handler for type `{message_type}` in this process");
+    match unhandled {
+        Unhandled::Leave => Outcome::Transient(reason),
+        Unhandled::Dead => Outcome::Permanent(reason),
+        Unhandled::Ignore => Outcome::Delivered,
     }
 }
 
@@ -361,7 +376,8 @@ impl Deliver for Handlers {
     }
 
     fn via(&self, message_type: &str) -> Option<&str> {
-        self.handles(message_type).then_some(HANDLERS)
+        let is_taken = self.unhandled != Unhandled::Leave || self.handles(message_type);
+        is_taken.then_some(HANDLERS)
     }
 
     fn serves(&self, via: Option<&str>) -> bool {

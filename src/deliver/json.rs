@@ -84,7 +84,7 @@ pub fn encode(payload: &Bson, format: PayloadFormat) -> Result<Vec<u8>, PayloadE
 }
 
 /// Refuses payloads whose nesting could overflow the stack.
-pub(super) fn check_depth(payload: &Bson) -> Result<(), PayloadError> {
+pub(crate) fn check_depth(payload: &Bson) -> Result<(), PayloadError> {
     if deeper_than(payload, MAX_DEPTH) {
         return Err(PayloadError::TooDeep);
     }

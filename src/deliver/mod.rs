@@ -1,7 +1,7 @@
 //! Destinations of messages: the trait [`Deliver`], and the implementations that come with the library.
 //!
 //! - [`RabbitMq`] publishes to an exchange, as CloudEvents, and waits for the broker's confirm.
-//! - [`Handlers`] calls functions of this process, by message type.
+//! - [`Handlers`] calls functions of this process, by message type, and gives messages to aggregates.
 //! - [`Router`] sends some message types to one destination and the rest to another.
 //!
 //! For your own destination (an HTTP webhook, another broker) implement [`Deliver`], and run the [`conformance`] suite
@@ -10,8 +10,10 @@
 #[cfg(feature = "rabbitmq")]
 pub mod cloudevents;
 pub mod conformance;
+pub(crate) mod handler_error;
 pub mod handlers;
 pub mod json;
+pub(crate) mod late;
 #[cfg(feature = "rabbitmq")]
 pub(crate) mod published;
 #[cfg(feature = "rabbitmq")]
@@ -30,7 +32,8 @@ pub use self::{
     rabbitmq::{MESSAGES_EXCHANGE, RabbitMq, RabbitMqSettings},
 };
 pub use self::{
-    handlers::{HandlerError, HandlerKey, Handlers, HandlersBuilder, HandlersError},
+    handler_error::HandlerError,
+    handlers::{HandlerKey, Handlers, HandlersBuilder, HandlersError, Unhandled},
     json::PayloadFormat,
     router::Router,
 };

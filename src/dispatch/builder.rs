@@ -6,7 +6,7 @@ use mongodb::Client;
 
 use crate::{
     command::sender::CommandSender,
-    deliver::{Answer, Deliver, Envelope, Outcome},
+    deliver::{Answer, Deliver, Envelope, Outcome, late::LateDeliverer},
     dispatch::{
         deliveries::Deliveries,
         inline::{InlineDispatcher, Mode},
@@ -142,6 +142,40 @@ impl InlineBuilder {
     /// Starts the inline dispatcher. Must be called inside a tokio runtime. Makes no connection by itself.
     pub fn deliver_to(self, deliver: impl Deliver) -> InlineDispatcher {
         self.deliver_to_shared(Arc::new(deliver))
+    }
+
+    /// Starts the inline dispatcher with a deliverer that needs it. Functions that receive messages in this process need
+    /// stores, and the stores need the inline dispatcher, so that the messages of the receiving aggregates are delivered
+    /// too. `make` gets the inline dispatcher before it can deliver, and must not save anything. Must be called inside a
+    /// tokio runtime.
+    ///
+    /// ```no_run
+    /// # use document_outbox::{Aggregate, InlineDispatcher, Outbox, Store};
+    /// # use document_outbox::deliver::{Handlers, HandlersError};
+    /// # #[derive(serde::Serialize, serde::Deserialize, Aggregate)]
+    /// # struct Stock { #[serde(rename = "_id")] sku: String, #[serde(skip)] outbox: Outbox }
+    /// # fn receiving(stocks: &Store<Stock>) -> document_outbox::receive::Subscriptions { todo!() }
+    /// # fn example(client: &mongodb::Client) -> Result<InlineDispatcher, HandlersError> {
+    /// let collection = client.database("shop").collection::<Stock>("stocks");
+    /// InlineDispatcher::builder(client).deliver_to_with(|inline| {
+    ///     let stocks = Store::<Stock>::new(collection, inline);
+    ///     Handlers::builder().subscriptions("stock", receiving(&stocks)).build()
+    /// })
+    /// # }
+    /// ```
+    ///
+    /// The inline dispatcher and its deliverer then keep each other, so both stay in memory until the process ends.
+    ///
+    /// # Errors
+    /// The error of `make`.
+    pub fn deliver_to_with<D: Deliver, E>(
+        self,
+        make: impl FnOnce(&InlineDispatcher) -> Result<D, E>,
+    ) -> Result<InlineDispatcher, E> {
+        let late = LateDeliverer::default();
+        let inline = self.deliver_to(late.clone());
+        late.set(make(&inline)?);
+        Ok(inline)
     }
 
     /// Starts the inline dispatcher with a shared deliverer.

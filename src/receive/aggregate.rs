@@ -15,7 +15,7 @@ use crate::{
     Error, InboxLimits, ReceivingAggregate, Store,
     deliver::{HandlerError, handlers::without_values},
     mongo::error_codes::describe,
-    receive::decide::{Handled, InboxFigures},
+    receive::handled::{Handled, InboxFigures},
     store::{Inserted, Saved, update::pause_after_conflict},
 };
 

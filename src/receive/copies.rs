@@ -22,9 +22,8 @@ use crate::{
     encoding::one_line::{Keep, one_line},
     receive::{
         decide::DeadCause,
-        message::{
-            DEAD_AT, DEAD_ERROR, DEAD_QUEUE, DEAD_REASON, DELAYS, OWN, ROUTED_BY, ReceivedMessage, SENT_TO,
-        },
+        message::ReceivedMessage,
+        read_delivery::{DEAD_AT, DEAD_ERROR, DEAD_QUEUE, DEAD_REASON, DELAYS, OWN, ROUTED_BY, SENT_TO},
     },
 };
 

@@ -10,8 +10,9 @@ use mongodb::bson::DateTime;
 use strum::VariantArray;
 
 use crate::receive::{
-    decide::{DeadCause, Handled, InboxFigures},
+    decide::DeadCause,
     event::ReceiverEvent,
+    handled::{Handled, InboxFigures},
     message::ReceivedMessage,
 };
 

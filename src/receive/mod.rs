@@ -1,4 +1,8 @@
-//! Receives messages from a queue of RabbitMQ, for functions and aggregates.
+//! Receives messages for functions and aggregates, from a queue of RabbitMQ or inside the process.
+//!
+//! The functions and aggregates are [`Subscriptions`]. A [`Receiver`] gives them the messages of a queue. Without a broker,
+//! [`HandlersBuilder::subscriptions`](crate::deliver::HandlersBuilder::subscriptions) gives them the messages that the
+//! process delivers itself. The rest of this page is about receivers.
 //!
 //! ```no_run
 //! # use document_outbox::{Aggregate, Inbox, Message, Outbox, Store, amqp::AmqpSettings};
@@ -58,30 +62,51 @@
 //! - A function must not block its thread; a function that blocks can't be aborted.
 
 mod aggregate;
+#[cfg(feature = "rabbitmq")]
 mod copies;
+#[cfg(feature = "rabbitmq")]
 mod decide;
+#[cfg(feature = "rabbitmq")]
 mod delayed;
+#[cfg(feature = "rabbitmq")]
 mod event;
+mod handled;
+mod in_process;
+#[cfg(feature = "rabbitmq")]
 mod intake;
+#[cfg(feature = "rabbitmq")]
 mod key_order;
 mod message;
+#[cfg(feature = "rabbitmq")]
 mod metrics;
+#[cfg(feature = "rabbitmq")]
 mod outage;
+#[cfg(feature = "rabbitmq")]
+mod read_delivery;
+#[cfg(feature = "rabbitmq")]
 mod receiver;
+#[cfg(feature = "rabbitmq")]
 mod settings;
+#[cfg(feature = "rabbitmq")]
 mod settle;
+#[cfg(feature = "rabbitmq")]
 mod status;
 mod subscriptions;
+#[cfg(feature = "rabbitmq")]
 mod taken;
+#[cfg(feature = "rabbitmq")]
 mod worker;
 
 pub use self::{
     aggregate::Applies,
+    message::{ReceivedMessage, Undecodable},
+    subscriptions::Subscriptions,
+};
+#[cfg(feature = "rabbitmq")]
+pub use self::{
     decide::DeadCause,
     event::{MessageName, ReceiverEvent},
-    message::{ReceivedMessage, Undecodable},
     receiver::{Receiver, RunningReceiver},
     settings::{DelayedOrder, InvalidReceiver, ReceiverSettings, UnknownTypes},
     status::{ReceiverSnapshot, ReceiverStatus},
-    subscriptions::Subscriptions,
 };

@@ -70,12 +70,11 @@ impl Receiver {
         subscriptions: Subscriptions,
         settings: ReceiverSettings,
     ) -> Result<Self, InvalidReceiver> {
-        let mut problems = Vec::new();
-        for checked in [settings.validate(), subscriptions.validate()] {
-            if let Err(InvalidReceiver(found)) = checked {
-                problems.extend(found);
-            }
-        }
+        let mut problems = match settings.validate() {
+            Ok(()) => Vec::new(),
+            Err(InvalidReceiver(problems)) => problems,
+        };
+        problems.extend(subscriptions.problems());
         if !problems.is_empty() {
             return Err(InvalidReceiver(problems));
         }

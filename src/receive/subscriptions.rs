@@ -1,4 +1,5 @@
-//! The functions that receive messages, each for one type.
+//! The functions that receive messages, each for one type. A receiver calls them with the messages of a queue, and the
+//! handlers of a process call them with its own messages.
 
 use std::{fmt, sync::Arc};
 
@@ -10,9 +11,8 @@ use crate::{
     deliver::HandlerError,
     receive::{
         aggregate::{self, Applies, IntoAggregate},
-        decide::Handled,
+        handled::Handled,
         message::ReceivedMessage,
-        settings::InvalidReceiver,
     },
 };
 
@@ -46,6 +46,9 @@ impl TypeSubscription {
 
 /// The functions that receive messages. Each type has one function. For several effects that may fail independently, use a
 /// separate queue for each.
+///
+/// The functions can receive the messages of a queue ([`Receiver`](super::Receiver)), or messages that are delivered inside
+/// the process ([`HandlersBuilder::subscriptions`](crate::deliver::HandlersBuilder::subscriptions)).
 ///
 /// ```
 /// # use document_outbox::{Aggregate, Inbox, Message, Outbox, Store, receive::Subscriptions};
@@ -159,8 +162,9 @@ impl Subscriptions {
         self.all.iter().find(|subscription| (subscription.is_named)(message_type))
     }
 
-    /// Checks that each type has only one function, and that there is at least one function.
-    pub(super) fn validate(&self) -> Result<(), InvalidReceiver> {
+    /// Checks that each type has only one function, and that there is at least one function. Returns a sentence for each
+    /// problem.
+    pub(super) fn problems(&self) -> Vec<String> {
         let types = self.types();
         let mut problems = Vec::new();
         if types.is_empty() {
@@ -168,9 +172,12 @@ impl Subscriptions {
         }
         for (place, name) in types.iter().enumerate() {
             if types[..place].contains(name) {
-                problems.push(format!("`{name}` has two functions; use a separate queue for each function"));
+                problems.push(format!(
+                    "`{name}` has two functions; use a separate queue, or a separate set of subscriptions, for each \
+                     function"
+                ));
             }
         }
-        if problems.is_empty() { Ok(()) } else { Err(InvalidReceiver(problems)) }
+        problems
     }
 }

@@ -23,9 +23,10 @@ use crate::{
     amqp::{Delivery, Publication, Published, Publisher, State},
     observe::{Events, LastError, repeats::Repeats, trace},
     receive::{
-        decide::{After, Delays, Handled, Progress, ReceiveStep, RetryRoom, next_step},
+        decide::{After, Delays, Progress, ReceiveStep, RetryRoom, next_step},
         delayed::{DelayedMessages, Turn},
         event::ReceiverEvent,
+        handled::Handled,
         intake::{MessageIntake, PrefetchRoom},
         key_order::{KeyOrder, Retried},
         metrics::ReceiverMetrics,

@@ -1,6 +1,6 @@
 //! The identity of a document, which is its namespace and its key.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, fmt::Write as _};
 
 use mongodb::{
     Namespace,
@@ -192,6 +192,11 @@ impl DocumentRef {
         }
     }
 
+    /// Returns the CloudEvents `source`, a URI reference with two path segments, `/{database}/{collection}`.
+    pub fn source(&self) -> String {
+        format!("/{}/{}", segment(&self.namespace.db), segment(&self.namespace.coll))
+    }
+
     /// Returns bytes that are equal exactly if the documents are the same, as the key for in-memory maps.
     pub fn map_key(&self) -> Vec<u8> {
         let Namespace { db, coll } = &self.namespace;
@@ -262,6 +267,22 @@ impl fmt::Debug for DocumentRef {
     }
 }
 
+/// Encodes one path segment. Everything except the `pchar` of RFC 3986 is percent-encoded, byte by byte.
+fn segment(name: &str) -> String {
+    let mut encoded = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => encoded.push(byte.into()),
+            _ if b"-._~!$&'()*+,;=:@".contains(&byte) => encoded.push(byte.into()),
+            _ => {
+                // Writing to a string can't fail.
+                let _ = write!(encoded, "%{byte:02X}");
+            }
+        }
+    }
+    encoded
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -296,6 +317,13 @@ mod tests {
         assert_eq!(codec::to_document(&any).unwrap(), expected);
         let plain = DocumentRef::any_of(&[of(1.into()), of(sub.clone())]);
         assert_eq!(codec::to_document(&plain).unwrap(), doc! { "_id": { "$in": [1, sub] } });
+    }
+
+    #[test]
+    fn names_are_percent_encoded_in_the_source() {
+        let source = |db: &str, coll: &str| DocumentRef::by_id(Namespace::new(db, coll), 1).source();
+        assert_eq!(source("shop", "orders.archive"), "/shop/orders.archive");
+        assert_eq!(source("shop", "a/b c%?#☃"), "/shop/a%2Fb%20c%25%3F%23%E2%98%83");
     }
 
     #[test]

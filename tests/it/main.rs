@@ -21,6 +21,7 @@ mod examples;
 mod generated_values;
 mod group_commit;
 mod hot_document;
+mod in_process;
 mod inline;
 mod majority;
 mod metrics;

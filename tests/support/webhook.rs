@@ -4,7 +4,7 @@
 use std::{convert::Infallible, error::Error, net::SocketAddr, time::Duration};
 
 use async_trait::async_trait;
-use document_outbox::deliver::{Answer, Deliver, Envelope, Outcome, PayloadFormat, cloudevents, json};
+use document_outbox::deliver::{Answer, Deliver, Envelope, Outcome, PayloadFormat, json};
 use futures::future::join_all;
 use http_body_util::{Empty, Full};
 use hyper::{Request, Response, StatusCode, body::Bytes, client, server, service::service_fn};
@@ -65,7 +65,7 @@ impl Webhook {
             .header("ce-specversion", "1.0")
             .header("ce-id", envelope.id.to_string())
             .header("ce-type", &envelope.message_type)
-            .header("ce-source", cloudevents::source(&envelope.document.namespace));
+            .header("ce-source", envelope.document.source());
         Ok(request.body(body.into())?)
     }
 }
