@@ -128,7 +128,10 @@ pub mod derived {
 pub mod internal {
     #[cfg(feature = "rabbitmq")]
     pub use crate::{
-        amqp::publish::window::{Confirm, Returned, judge as judge_window},
+        amqp::{
+            inspect::{BrokerQueue, queue_state},
+            publish::window::{Confirm, Returned, judge as judge_window},
+        },
         deliver::published::outcome,
         tls::provider,
     };
@@ -140,7 +143,8 @@ pub mod internal {
             settlement::{Settlement, settlement},
         },
         encoding::{
-            extended_json::relaxed_text,
+            codec::rfc3339,
+            extended_json::{canonical, read as read_extended_json, relaxed_text},
             one_line::{Keep, one_line},
             payload::encode as encode_payload,
         },

@@ -80,6 +80,11 @@ impl NamespacePattern {
 }
 
 impl Glob {
+    /// A pattern for names of any kind, in which each `*` matches any characters.
+    pub fn new(pattern: impl Into<String>) -> Self {
+        Self(pattern.into())
+    }
+
     /// The pattern as it was written.
     #[must_use]
     pub fn as_str(&self) -> &str {

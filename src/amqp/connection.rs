@@ -101,7 +101,10 @@ impl Plan {
         Ok(())
     }
 
-    async fn in_time<T>(&self, work: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
+    pub(super) async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, Trouble>>,
+    ) -> Result<T, Trouble> {
         let patience = self.settings.connect_timeout;
         match timeout(patience, work).await {
             Ok(done) => done,

@@ -44,6 +44,7 @@
 
 mod connection;
 mod consume;
+pub(crate) mod inspect;
 pub(crate) mod publish;
 mod settings;
 mod state;

@@ -73,7 +73,7 @@ const RFC_3339: std::ops::RangeInclusive<i64> = -62_167_219_200_000..=253_402_30
 
 /// Formats a date as RFC 3339. Returns `None` outside the years 0 to 9999, because for such dates one version of `bson`
 /// fails and the other version writes a different date.
-pub(crate) fn rfc3339(date: DateTime) -> Option<String> {
+pub fn rfc3339(date: DateTime) -> Option<String> {
     let writable = RFC_3339.contains(&date.timestamp_millis());
     writable.then(|| date.try_to_rfc3339_string().ok()).flatten()
 }

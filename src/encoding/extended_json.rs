@@ -14,7 +14,7 @@ use crate::encoding::codec;
 const BEYOND_TEXT: i64 = 253_402_300_800_000;
 
 /// Converts a value to the canonical form of MongoDB's specification, which can be read back without a change of type.
-pub(crate) fn canonical(value: &Bson) -> Result<Value, serde_json::Error> {
+pub fn canonical(value: &Bson) -> Result<Value, serde_json::Error> {
     Ok(match value {
         Bson::Document(document) => object_of(document, canonical)?,
         Bson::Array(items) => Value::Array(items.iter().map(canonical).collect::<Result<_, _>>()?),
@@ -62,7 +62,7 @@ pub fn relaxed_text(value: &Bson) -> String {
 }
 
 /// Reads canonical or relaxed extended JSON. Returns `None` if the input is neither.
-pub(crate) fn read(json: Value) -> Option<Bson> {
+pub fn read(json: Value) -> Option<Bson> {
     match json {
         Value::Number(number) => read_number(&number),
         Value::Array(items) => items.into_iter().map(read).collect::<Option<_>>().map(Bson::Array),

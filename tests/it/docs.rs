@@ -46,7 +46,7 @@ fn the_summary_of_the_book_has_every_page() {
 
 /// Returns the sources of all published crates and of the proofs, including tests.
 fn sources() -> String {
-    ["src", "tests", "derive", "rescuer", "dispatcher", "service", "proof"]
+    ["src", "tests", "derive", "rescuer", "dispatcher", "service", "operate", "outboxctl", "proof"]
         .iter()
         .flat_map(|folder| files(&root().join(folder), "rs"))
         .map(|file| read(&file))
@@ -118,7 +118,8 @@ fn the_map_names_every_folder_and_no_other() {
     let rows = map.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
     let named: BTreeSet<String> = rows.map(str::to_owned).collect();
 
-    let sources = ["src", "derive/src", "rescuer/src", "dispatcher/src", "service/src"];
+    let sources =
+        ["src", "derive/src", "rescuer/src", "dispatcher/src", "operate/src", "outboxctl/src", "service/src"];
     let files = sources.iter().flat_map(|folder| files(&root().join(folder), "rs"));
     let folders = files.map(|file| {
         let folder = file.parent().unwrap().strip_prefix(root()).unwrap();

@@ -1,0 +1,177 @@
+//! The command line.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+const ABOUT: &str =
+    "Finds messages in the outboxes of MongoDB documents, explains them, and checks the servers.";
+const AFTER: &str = "\
+The servers are named by OUTBOX_MONGODB_URI, OUTBOX_RABBITMQ_URI (optional) and OUTBOX_WATCH in the environment, or by a \
+profile. They are never arguments, because arguments are visible to other users.
+
+Exit codes: 0 done, 1 error or problem found, 2 usage, 3 nothing matched, 4 partly done, 5 refused.";
+
+/// The arguments.
+#[derive(Debug, Parser)]
+#[command(name = "outboxctl", version, about = ABOUT, after_help = AFTER)]
+pub struct Args {
+    /// What applies to every command.
+    #[command(flatten)]
+    pub general: General,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The arguments of every command.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct General {
+    /// Read the settings from NAME.toml in the directory of profiles. Then the environment's OUTBOX_ variables are
+    /// ignored
+    #[arg(long, global = true, value_name = "NAME", env = "OUTBOXCTL_PROFILE")]
+    pub profile: Option<String>,
+    /// The directory of profiles [default: ~/.config/outboxctl]
+    #[arg(long, global = true, value_name = "DIRECTORY", env = "OUTBOXCTL_PROFILES")]
+    pub profiles: Option<PathBuf>,
+    /// The collections with outboxes, in place of the setting `watch`
+    #[arg(long, global = true, value_name = "PATTERNS")]
+    pub watch: Option<String>,
+    /// The form of the result
+    #[arg(long, short, global = true, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+    /// The width of tables
+    #[arg(long, global = true, value_name = "COLUMNS", default_value_t = 80, env = "COLUMNS")]
+    pub width: usize,
+    /// Read from a secondary, which can be behind the primary
+    #[arg(long, global = true)]
+    pub secondary: bool,
+    /// The time limit of each query, for example 2m
+    #[arg(long, global = true, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub max_time: Duration,
+    /// Show payloads completely, without redaction
+    #[arg(long, global = true)]
+    pub reveal: bool,
+}
+
+/// The forms of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Text for people.
+    Table,
+    /// One JSON value.
+    Json,
+    /// One JSON object a line.
+    Jsonl,
+    /// Only the exit code.
+    None,
+}
+
+/// The commands.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Count messages by collection, type and state; show streams, the oplog and the command queue
+    Status,
+    /// List messages
+    List(ListArgs),
+    /// Show one message with its history, its stored form and its `CloudEvent`
+    Show(MessageArgs),
+    /// Show one document's outbox in order, what blocks what, and its inboxes
+    Document {
+        /// The collection, as in shop.orders
+        #[arg(value_name = "COLLECTION")]
+        collection: String,
+        /// The document's _id: text, a number, an `ObjectId`, a UUID, or extended JSON
+        #[arg(value_name = "KEY")]
+        key: String,
+    },
+    /// Explain why a message is not delivered now
+    Explain(MessageArgs),
+    /// Group dead and failing messages by type, reason and error
+    Groups {
+        /// Conditions on type, collection, time, and state:dead or state:retrying
+        #[arg(value_name = "QUERY")]
+        query: Vec<String>,
+        /// The number of groups to show
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+    },
+    /// Check the servers and the setup
+    Doctor,
+    /// Advise on the delay that keeps an objective
+    Advise(AdviseArgs),
+}
+
+/// The arguments of `list`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct ListArgs {
+    /// Conditions, as in: state:dead type:order.* since:24h
+    #[arg(value_name = "QUERY")]
+    pub query: Vec<String>,
+    /// The number of messages on a page
+    #[arg(long, short, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub limit: u32,
+    /// Continue after a page
+    #[arg(long, value_name = "TOKEN", conflicts_with = "all")]
+    pub after: Option<String>,
+    /// All messages, as a stream
+    #[arg(long)]
+    pub all: bool,
+    /// Allow reading whole collections, which also finds malformed elements
+    #[arg(long)]
+    pub scan: bool,
+    /// The columns, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    pub columns: Vec<String>,
+}
+
+/// The arguments that name a message.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct MessageArgs {
+    /// The message's id
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// Where to search: collection:… and doc:…
+    #[arg(value_name = "QUERY")]
+    pub within: Vec<String>,
+    /// Allow reading a whole collection that has no index
+    #[arg(long)]
+    pub scan: bool,
+}
+
+/// The arguments of `advise`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct AdviseArgs {
+    /// How late a message may be
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub sla: Duration,
+    /// The rescuer's delay
+    #[arg(long, default_value = "15s", value_parser = duration)]
+    pub delay: Duration,
+    /// The application's inline lease
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    pub inline_lease: Duration,
+    /// The dispatchers' claim lease
+    #[arg(long, default_value = "60s", value_parser = duration)]
+    pub claim_lease: Duration,
+    /// The rescuer's sweep interval
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    pub sweep_interval: Duration,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| "write a duration with its unit, as in 250ms, 30s, 2m or 1h".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+}

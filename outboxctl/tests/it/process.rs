@@ -1,0 +1,200 @@
+//! The process: its exit codes, its output for machines, and its secrets.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Output},
+};
+
+use document_outbox::store::indexes;
+use mongodb::{
+    Client, Database,
+    bson::{DateTime, Document, Uuid, doc},
+};
+use serde_json::Value;
+
+use crate::on_panic::OnPanic;
+
+/// A database with dead messages, for the program.
+struct Shop {
+    uri: String,
+    database: Database,
+    dead: Uuid,
+    _on_panic: OnPanic,
+}
+
+impl Shop {
+    async fn new() -> Self {
+        let uri = std::env::var("OUTBOX_MONGODB_URI").expect(r#"run `eval "$(scripts/services env)"`"#);
+        let name = format!("t_{}", uuid::Uuid::now_v7().simple());
+        let database = Client::with_uri_str(&uri).await.unwrap().database(&name);
+        let orders = database.collection::<Document>("orders");
+        orders.create_indexes(indexes()).await.unwrap();
+        let dead = Uuid::new();
+        for number in 0..5 {
+            let id = if number == 0 { dead } else { Uuid::new() };
+            let entry = doc! {
+                "id": id, "type": "order.paid", "payload": { "email": "hunter2@b.example" },
+                "dead_at": DateTime::from_millis(1_769_860_800_000 + number), "dead_reason": "permanent",
+            };
+            orders.insert_one(doc! { "_id": format!("o-{number}"), "outbox": [entry] }).await.unwrap();
+        }
+        let on_panic = OnPanic::drop_databases(uri.clone(), name);
+        Self { uri, database, dead, _on_panic: on_panic }
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let watch = format!("{}.*", self.database.name());
+        run(arguments, &[("OUTBOX_MONGODB_URI", &self.uri), ("OUTBOX_WATCH", &watch)])
+    }
+
+    async fn drop(self) {
+        self.database.drop().await.unwrap();
+    }
+}
+
+fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_outboxctl"));
+    command.env_clear().args(arguments);
+    for (name, value) in environment {
+        command.env(name, value);
+    }
+    command.output().unwrap()
+}
+
+fn text(output: &Output) -> (String, String) {
+    let read = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (read(&output.stdout), read(&output.stderr))
+}
+
+#[tokio::test]
+async fn exit_codes_distinguish_the_outcomes() {
+    let shop = Shop::new().await;
+    let dead = shop.dead.to_string();
+    let unknown = Uuid::new().to_string();
+    for (arguments, code) in [
+        (vec!["status"], 0),
+        (vec!["list", "state:dead"], 0),
+        (vec!["show", &dead], 0),
+        (vec!["explain", &dead], 0),
+        (vec!["doctor"], 1),
+        (vec!["list", "sate:dead"], 2),
+        (vec!["list", "--limit", "0"], 2),
+        (vec!["no-such-command"], 2),
+        (vec!["show", "junk"], 2),
+        (vec!["list", "state:due"], 3),
+        (vec!["show", &unknown], 3),
+        (vec!["list", "state:unreadable"], 5),
+        (vec!["--help"], 0),
+    ] {
+        let output = shop.run(&arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {:?}", text(&output));
+    }
+
+    let orders = shop.database.collection::<Document>("plain");
+    orders.insert_one(doc! { "_id": 1 }).await.unwrap();
+    let output = shop.run(&["status"]);
+    assert_eq!(output.status.code(), Some(4), "a collection without index is left out: {:?}", text(&output));
+    shop.drop().await;
+}
+
+#[tokio::test]
+async fn machines_get_json_and_pages() {
+    let shop = Shop::new().await;
+    let page: Value =
+        serde_json::from_slice(&shop.run(&["list", "-o", "json", "--limit", "2"]).stdout).unwrap();
+    assert_eq!(page["rows"].as_array().unwrap().len(), 2);
+    assert_eq!(page["rows"][0]["id"], shop.dead.to_string());
+    assert_eq!(page["rows"][0]["dead_at"], "2026-01-31T12:00:00Z");
+    let next = page["next"].as_str().unwrap();
+
+    let rest = shop.run(&["list", "-o", "jsonl", "--after", next]);
+    let (lines, notes) = text(&rest);
+    assert_eq!(lines.lines().count(), 3, "{lines}");
+    assert_eq!(notes, "", "machines get no notes");
+    let all = shop.run(&["list", "-o", "jsonl", "--all"]);
+    assert_eq!(text(&all).0.lines().count(), 5);
+    assert_eq!(text(&shop.run(&["list", "-o", "none"])).0, "");
+
+    let (table, notes) = text(&shop.run(&["list", "--limit", "2"]));
+    assert_eq!(table.lines().count(), 3, "{table}");
+    assert!(notes.contains("outbox_dead_at") && notes.contains("--after "), "{notes}");
+    shop.drop().await;
+}
+
+#[tokio::test]
+async fn payloads_are_hidden_unless_revealed() {
+    let shop = Shop::new().await;
+    let dead = shop.dead.to_string();
+    let (hidden, _) = text(&shop.run(&["show", &dead]));
+    assert!(hidden.contains("<string of 17 characters>") && !hidden.contains("hunter2"), "{hidden}");
+    let (revealed, _) = text(&shop.run(&["show", &dead, "--reveal"]));
+    assert!(revealed.contains("hunter2@b.example"), "{revealed}");
+
+    let profiles = Profiles::new();
+    let content = format!(
+        "mongodb_uri = {:?}\nwatch = \"{}.*\"\nredact = [\"order.* /other\"]\n",
+        shop.uri,
+        shop.database.name()
+    );
+    profiles.write("test", &content);
+    let directory = profiles.directory.to_str().unwrap();
+    let shown = run(&["show", &dead, "--profile", "test", "--profiles", directory], &[]);
+    let (shown, notes) = text(&shown);
+    assert!(shown.contains("hunter2"), "the profile's rule hides another field: {shown} {notes}");
+    shop.drop().await;
+}
+
+/// A directory of profiles that is removed at the end.
+struct Profiles {
+    directory: PathBuf,
+}
+
+impl Profiles {
+    fn new() -> Self {
+        let directory = std::env::temp_dir().join(format!("outboxctl-{}", uuid::Uuid::now_v7().simple()));
+        fs::create_dir(&directory).unwrap();
+        Self { directory }
+    }
+
+    fn write(&self, name: &str, content: &str) {
+        fs::write(self.directory.join(format!("{name}.toml")), content).unwrap();
+    }
+}
+
+impl Drop for Profiles {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+#[test]
+fn a_profile_does_not_mix_with_the_environment() {
+    let profiles = Profiles::new();
+    profiles
+        .write("broken", "mongodb_uri = \"mongodb://u:hunter2@localhost:1/?nonsense=1\"\nredact = \"x\"\n");
+    let directory = profiles.directory.to_str().unwrap();
+    let output = run(
+        &["status", "--profile", "broken", "--profiles", directory],
+        &[("OUTBOX_WATCH", "shop.*"), ("OUTBOX_MONGODB_URI", "mongodb://localhost:1")],
+    );
+    let (_, error) = text(&output);
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    for part in ["watch: is missing", "broken.toml:redact: \"x\" needs TYPES", "broken.toml:mongodb_uri"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    assert!(!error.contains("hunter2"), "{error}");
+
+    let escaped = run(&["status", "--profile", "../x", "--profiles", directory], &[]);
+    assert_eq!(escaped.status.code(), Some(2));
+    assert!(text(&escaped).1.contains("letters, digits"), "{:?}", text(&escaped));
+}
+
+#[test]
+fn an_unreachable_server_is_an_error_without_secrets() {
+    let uri = "mongodb://user:hunter2@127.0.0.1:1/?replicaSet=rs0&serverSelectionTimeoutMS=200";
+    let output = run(&["status"], &[("OUTBOX_MONGODB_URI", uri), ("OUTBOX_WATCH", "shop.*")]);
+    let (shown, error) = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(shown.is_empty() && !error.contains("hunter2"), "{error}");
+}
