@@ -92,9 +92,11 @@ pub mod tls;
 
 pub use aggregate::{
     Aggregate, ReceivingAggregate,
+    due::Due,
     inbox::{Inbox, InboxLimits},
     message::Message,
-    outbox::{Due, Outbox, PendingMessage},
+    outbox::{Outbox, PendingMessage},
+    revision::{Revised, Revision, RevisionOutcome},
 };
 #[cfg(feature = "rabbitmq")]
 pub use command::sender::{CommandSender, SendFailure};

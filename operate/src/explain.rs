@@ -162,6 +162,7 @@ fn probe() -> Entry {
         payload: Bson::Null,
         headers: BTreeMap::new(),
         via: None,
+        key: None,
         created_at: None,
         available_at: None,
         claimed_by: None,

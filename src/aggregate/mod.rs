@@ -1,8 +1,10 @@
 //! The `Aggregate` trait, with the library's requirements on an aggregate.
 
+pub(crate) mod due;
 pub(crate) mod inbox;
 pub(crate) mod message;
 pub(crate) mod outbox;
+pub(crate) mod revision;
 
 use serde::{Serialize, de::DeserializeOwned};
 

@@ -6,7 +6,11 @@ use mongodb::bson::{Bson, DateTime, Uuid};
 use serde::de::DeserializeOwned;
 
 use crate::{
-    aggregate::message::{Message, SCHEMA_HEADER},
+    aggregate::{
+        due::Due,
+        message::{Message, SCHEMA_HEADER},
+        revision::Revision,
+    },
     encoding::payload,
     stored::ids::new_id,
 };
@@ -34,11 +38,12 @@ use crate::{
 /// assert_eq!(outbox.iter().last().unwrap().due(), document_outbox::Due::After(hour));
 /// ```
 ///
-/// Two outboxes are equal if they have the same messages in the same order with the same due times; message ids are not
-/// compared.
+/// Two outboxes are equal if they have the same messages in the same order with the same due times and keys, and the
+/// same [`revisions`](Self::revisions); the ids of the sent messages are not compared.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Outbox {
     pending: Vec<PendingMessage>,
+    revisions: Vec<Revision>,
 }
 
 /// A message that was sent and will be stored by the next save.
@@ -48,20 +53,8 @@ pub struct PendingMessage {
     pub(crate) message_type: &'static str,
     pub(crate) payload: Result<Bson, String>,
     pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) key: Option<String>,
     pub(crate) due: Due,
-}
-
-/// When a message may be delivered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Due {
-    /// As soon as the save has stored the message.
-    #[default]
-    Now,
-    /// Not before this time.
-    At(DateTime),
-    /// Not before this much time has passed since the save.
-    After(Duration),
 }
 
 impl Outbox {
@@ -82,6 +75,7 @@ impl Outbox {
             message_type: message.message_type(),
             payload: payload::encode(&message).map_err(|error| error.to_string()),
             headers,
+            key: None,
             due: Due::Now,
         });
         let last = self.pending.len() - 1;
@@ -108,6 +102,66 @@ impl Outbox {
         let sent = self.send(message);
         sent.due = Due::After(after);
         sent
+    }
+
+    /// Sends a message that replaces the earlier messages of its type with the same key. So the outbox keeps only the
+    /// latest message of each key.
+    ///
+    /// A message that was sent since the load is replaced at once. A message that is stored is replaced by the save, if
+    /// it is alive, no process has claimed it, and none of its handlers has received it. Otherwise it stays, and both
+    /// messages are delivered; the receipt reports it as [`TooLate`](crate::RevisionOutcome::TooLate). The new message
+    /// has a new id, and its place is at the end of the outbox. Such a save
+    /// reads the stored outbox first.
+    ///
+    /// Use [`PendingMessage::when`] to schedule the message.
+    pub fn send_keyed<M: Message>(&mut self, message: M, key: impl Into<String>) -> &mut PendingMessage {
+        let (message_type, key) = (message.message_type(), Some(key.into()));
+        self.pending.retain(|sent| sent.message_type != message_type || sent.key != key);
+        let sent = self.send(message);
+        sent.key = key;
+        sent
+    }
+
+    /// Cancels a message. If it was sent since the load, it is taken back at once. If it is stored, the save removes it,
+    /// unless its delivery has begun. The save's [receipt](crate::store::Receipt::revision) reports the outcome.
+    ///
+    /// The id is the one that [`PendingMessage::id`] returned when the message was sent. Such a save reads
+    /// the stored outbox first.
+    pub fn cancel(&mut self, message: uuid::Uuid) {
+        let sent = self.pending.len();
+        self.pending.retain(|sent| sent.id() != message);
+        if self.pending.len() == sent {
+            self.revise(Revision::Cancel(message));
+        }
+    }
+
+    /// Changes the time at which a message is due: to a time (a [`SystemTime`](std::time::SystemTime) or a BSON date),
+    /// to a duration after the save, or to [`Due::Now`]. A past time counts as now. The same conditions hold as for
+    /// [`cancel`](Self::cancel), and a message that is also cancelled stays cancelled.
+    ///
+    /// The message keeps its place in the outbox. In an ordered document, a message that has already failed blocks the
+    /// later ones until its new time, as it did until the time of its next attempt.
+    pub fn reschedule(&mut self, message: uuid::Uuid, when: impl Into<Due>) {
+        let when = when.into();
+        match self.pending.iter_mut().find(|sent| sent.id() == message) {
+            Some(sent) => sent.due = when,
+            None => self.revise(Revision::Reschedule(message, when)),
+        }
+    }
+
+    /// Remembers a revision in place of an earlier one of the same message. A cancelled message stays cancelled.
+    fn revise(&mut self, revision: Revision) {
+        match self.revisions.iter_mut().find(|earlier| earlier.message() == revision.message()) {
+            Some(Revision::Cancel(_)) => {}
+            Some(earlier) => *earlier = revision,
+            None => self.revisions.push(revision),
+        }
+    }
+
+    /// The cancelled and rescheduled messages that the next save is to change in the document.
+    #[must_use]
+    pub fn revisions(&self) -> &[Revision] {
+        &self.revisions
     }
 
     /// The sent messages of one type, decoded as a handler would receive them. Messages that can't be decoded are left
@@ -141,9 +195,10 @@ impl Outbox {
         self.pending.is_empty()
     }
 
-    /// Takes the sent messages, leaving the outbox empty.
-    pub(crate) fn take(&mut self) -> Vec<PendingMessage> {
-        std::mem::take(&mut self.pending)
+    /// Forgets the sent messages and the revisions, because a save has stored them.
+    pub(crate) fn clear(&mut self) {
+        self.pending.clear();
+        self.revisions.clear();
     }
 }
 
@@ -158,6 +213,13 @@ impl PendingMessage {
         if name != SCHEMA_HEADER {
             self.headers.insert(name, value.into());
         }
+        self
+    }
+
+    /// Sets the time at which the message is due: a time (a [`SystemTime`](std::time::SystemTime) or a BSON date), or a
+    /// duration after the save.
+    pub fn when(&mut self, when: impl Into<Due>) -> &mut Self {
+        self.due = when.into();
         self
     }
 
@@ -179,6 +241,13 @@ impl PendingMessage {
         self.due
     }
 
+    /// The key under which the message replaces earlier ones of its type, if it was sent by
+    /// [`send_keyed`](Outbox::send_keyed).
+    #[must_use]
+    pub fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
     /// The headers added so far.
     #[must_use]
     pub fn headers(&self) -> &BTreeMap<String, String> {
@@ -188,8 +257,8 @@ impl PendingMessage {
 
 impl PartialEq for PendingMessage {
     fn eq(&self, other: &Self) -> bool {
-        (self.message_type, &self.payload, &self.headers, self.due)
-            == (other.message_type, &other.payload, &other.headers, other.due)
+        (self.message_type, &self.payload, &self.headers, &self.key, self.due)
+            == (other.message_type, &other.payload, &other.headers, &other.key, other.due)
     }
 }
 
@@ -243,6 +312,48 @@ pub(crate) mod tests {
         let due: Vec<_> = later.iter().map(PendingMessage::due).collect();
         assert_eq!(due, [Due::At(DateTime::from_millis(60_000))]);
         assert_eq!(later.sent::<Paid>(), [Paid(1)]);
+    }
+
+    #[test]
+    fn a_cancelled_pending_message_is_taken_back() {
+        let mut outbox = Outbox::default();
+        let first = outbox.send(Paid(1)).id();
+        let second = outbox.send(Paid(2)).id();
+        outbox.reschedule(second, Duration::from_secs(60));
+        outbox.cancel(first);
+        assert_eq!(outbox.sent::<Paid>(), [Paid(2)]);
+        assert_eq!(outbox.iter().next().unwrap().due(), Due::After(Duration::from_secs(60)));
+        assert_eq!(outbox.revisions(), []);
+    }
+
+    #[test]
+    fn a_cancelled_stored_message_stays_cancelled() {
+        let (mut outbox, id) = (Outbox::default(), uuid::Uuid::now_v7());
+        outbox.reschedule(id, Due::Now);
+        outbox.reschedule(id, DateTime::from_millis(7));
+        assert_eq!(outbox.revisions(), [Revision::Reschedule(id, Due::At(DateTime::from_millis(7)))]);
+        outbox.cancel(id);
+        outbox.reschedule(id, Due::Now);
+        assert_eq!(outbox.revisions(), [Revision::Cancel(id)]);
+    }
+
+    #[test]
+    fn only_the_latest_message_of_a_key_is_sent() {
+        let mut outbox = Outbox::default();
+        outbox.send_keyed(Paid(1), "a");
+        outbox.send_keyed(Paid(2), "b");
+        outbox.send_keyed(OldPaid(3), "a");
+        outbox.send(Paid(4));
+        outbox.send_keyed(Paid(5), "a").when(Duration::from_secs(1));
+        let sent: Vec<_> = outbox.iter().map(|sent| (sent.message_type(), sent.key())).collect();
+        let expected = [
+            ("order.paid", Some("b")),
+            ("OrderPaid", Some("a")),
+            ("order.paid", None),
+            ("order.paid", Some("a")),
+        ];
+        assert_eq!(sent, expected);
+        assert_eq!(outbox.iter().last().unwrap().due(), Due::After(Duration::from_secs(1)));
     }
 
     #[test]

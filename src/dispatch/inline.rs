@@ -28,6 +28,7 @@ use crate::{
         deferred_clears::DeferredClears,
         deliveries::{Awaited, Deliveries, Settled, Waiter, WaitsFor, Work},
         outcome::{Dispatch, Disposition, as_uuid},
+        oversized::Oversized,
         seats::{Seat, Seats},
     },
     mongo::Mongo,
@@ -195,6 +196,11 @@ impl InlineDispatcher {
 
     pub(crate) fn claimer(&self) -> &Claimer {
         self.deliveries.processor.claimer()
+    }
+
+    /// The leases on documents that have no room for a claim.
+    pub(crate) fn oversized(&self) -> &Oversized {
+        &self.deliveries.processor.oversized
     }
 
     /// The name of the deliverer that serves messages of this type.

@@ -63,8 +63,8 @@ pub enum Disposition {
     Scheduled,
     /// The message was not tried yet, or the try was interrupted. The rescuer delivers the message.
     Waiting,
-    /// The message is no longer in the outbox, but this process did not remove it: another process delivered it, or a
-    /// writer that bypasses the library deleted or overwrote the document.
+    /// The message is no longer in the outbox, but this delivery did not remove it: another process delivered it, a later
+    /// save cancelled or replaced it, or a writer that bypasses the library deleted or overwrote the document.
     Cleared,
 }
 

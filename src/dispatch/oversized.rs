@@ -31,6 +31,7 @@ use crate::{
         document_ref::DocumentRef,
         entry::{Dead, DeadReason, Entry, Slot, read_outbox_of},
         filter::Filter,
+        free::Freedom,
     },
 };
 
@@ -103,6 +104,22 @@ impl Lease {
         let stays = |of: &Document| of.get("id").is_some_and(|id| known.contains(id));
         self.failed.retain(stays);
         self.dead.retain(stays);
+    }
+
+    /// The server time at which the lease ends.
+    pub(crate) fn until(&self) -> DateTime {
+        self.until
+    }
+
+    /// Whether a message whose state is kept with the lease may still be removed or rescheduled. `None` if no state of
+    /// the message is kept.
+    pub(crate) fn freedom_of(&self, id: Uuid) -> Option<Freedom> {
+        let id = Bson::from(id);
+        let is_in = |list: &[Document]| list.iter().any(|of| of.get("id") == Some(&id));
+        if is_in(&self.dead) {
+            return Some(Freedom::Dead);
+        }
+        if is_in(&self.failed) { Some(Freedom::InDelivery) } else { None }
     }
 
     /// Presents the lease as a claim on one entry.

@@ -3,8 +3,8 @@
 //! # Flow
 //! Updates that arrive while earlier batches are in flight form the next batch, which is one `update` command with a
 //! statement for each update, and one wait for the majority. There is no timer: an update that arrives alone is sent
-//! alone and at once, by the task that made it. Inserts, deletes and large updates are always sent alone. All writes
-//! are sent and answered by [`retryable_write`](crate::mongo::retryable_write).
+//! alone and at once, by the task that made it. Inserts, deletes, large updates and pipelines are always sent alone. All
+//! writes are sent and answered by [`retryable_write`](crate::mongo::retryable_write).
 //!
 //! # Guarantees
 //! Each write gets its own answer, as exact as if it had been sent alone, within
@@ -28,7 +28,7 @@ use crate::{
         batching::{BatchPermit, Batcher},
         error_codes, plain_write,
         retryable_write::RetryableWrites,
-        statement::{Delete, Insert, Update, WriteOutcome},
+        statement::{Delete, Insert, Operators, Update, WriteOutcome},
         write_command::{DeleteStatement, UpdateStatement, WriteKind},
         write_request::{self, AskedWrite, WriteRequest},
     },
@@ -85,7 +85,9 @@ impl Writes {
         let namespace = update.namespace;
 
         let is_large = statement.as_bytes().len() > LARGE;
-        let Some(batcher) = self.batcher.as_ref().filter(|_| !is_large) else {
+        // A server that doesn't know pipelines would refuse the other updates of the batch, too.
+        let goes_alone = is_large || matches!(update.operators, Operators::Pipeline(_));
+        let Some(batcher) = self.batcher.as_ref().filter(|_| !goes_alone) else {
             return self.alone(WriteKind::Update, namespace, statement, None).await;
         };
         if let Some(permit) = batcher.permit_for_one() {

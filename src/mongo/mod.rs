@@ -27,5 +27,7 @@ mod write_request;
 pub(crate) use self::{
     door::{Mongo, MongoSettings},
     reads::StoredOutbox,
-    statement::{ClearOutcome, Delete, Delivered, Find, Insert, Overtaken, Update, Upsert, WriteOutcome},
+    statement::{
+        ClearOutcome, Delete, Delivered, Find, Insert, Operators, Overtaken, Update, Upsert, WriteOutcome,
+    },
 };

@@ -36,13 +36,15 @@ pub(crate) struct Update {
     pub(crate) array_filters: Vec<RawDocumentBuf>,
 }
 
-/// The update operators.
+/// The update operators, or the stages of a pipeline.
 #[derive(Debug, Clone, Serialize)]
 #[serde(untagged)]
 pub(crate) enum Operators {
     Plain(Document),
     /// Operators built from parts that were already encoded.
     Bytes(RawDocumentBuf),
+    /// The stages of an aggregation pipeline that computes the document.
+    Pipeline(Vec<RawDocumentBuf>),
 }
 
 impl From<Document> for Operators {

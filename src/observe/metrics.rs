@@ -22,6 +22,7 @@ use facade::{Counter, Gauge, Histogram, Unit, counter, gauge, histogram};
 pub use metrics as facade;
 
 use crate::{
+    aggregate::revision::RevisionOutcome,
     deliver::Outcome,
     observe::event::{Event, Shed},
     stored::entry::DeadReason,
@@ -46,6 +47,8 @@ series! {
     describe_counter SAVES = "outbox_saves_total", Count;
     /// Number of messages that saves have made durable.
     describe_counter MESSAGES_SENT = "outbox_messages_sent_total", Count;
+    /// Number of stored messages that saves were to cancel, reschedule or replace, by `outcome`.
+    describe_counter REVISIONS = "outbox_revisions_total", Count;
     /// Number of fields unknown to their struct that saves dropped because the array element was not recognised.
     describe_counter UNKNOWN_FIELDS_DROPPED = "outbox_unknown_fields_dropped_total", Count;
     /// Number of message deliveries, by `path` and `result`. Every result except `unavailable` counts as an attempt.
@@ -118,6 +121,7 @@ impl SaveOutcome {
 pub(crate) struct Metrics {
     saves: [Counter; 6],
     messages_sent: Counter,
+    revisions: [Counter; 7],
     unknown_fields_dropped: Counter,
     deliveries: [Counter; 4],
     delivery_lag: Histogram,
@@ -143,11 +147,21 @@ impl Metrics {
         let results = ["delivered", "transient", "permanent", "unavailable"];
         let reasons =
             [DeadReason::AttemptsExhausted, DeadReason::Permanent, DeadReason::Crashed, DeadReason::Operator];
+        let revisions = [
+            RevisionOutcome::Cancelled,
+            RevisionOutcome::Rescheduled,
+            RevisionOutcome::Replaced,
+            RevisionOutcome::TooLate,
+            RevisionOutcome::Dead,
+            RevisionOutcome::NotThere,
+            RevisionOutcome::Unreadable,
+        ];
         let sheds = [Shed::Full, Shed::Unavailable, Shed::Stopped, Shed::NotFound];
 
         Self {
             saves: saves.map(|outcome| counter!(SAVES, "outcome" => outcome)),
             messages_sent: counter!(MESSAGES_SENT),
+            revisions: revisions.map(|outcome| counter!(REVISIONS, "outcome" => outcome.as_str())),
             unknown_fields_dropped: counter!(UNKNOWN_FIELDS_DROPPED),
             deliveries: results.map(|result| counter!(DELIVERIES, "path" => path, "result" => result)),
             delivery_lag: histogram!(DELIVERY_LAG, "path" => path),
@@ -171,6 +185,10 @@ impl Metrics {
 
     pub(crate) fn sent(&self, messages: usize) {
         self.messages_sent.increment(count(messages));
+    }
+
+    pub(crate) fn revised(&self, outcome: RevisionOutcome) {
+        self.revisions[outcome as usize].increment(1);
     }
 
     pub(crate) fn unknown_fields_dropped(&self, fields: usize) {

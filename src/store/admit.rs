@@ -50,12 +50,7 @@ impl<T: Aggregate> Store<T> {
         let delivered = self.delivered_and_there(&loaded.document, &diff.drafts);
         let known = Size { held: held.saturating_sub(delivered), bytes: loaded.bytes };
 
-        let claim = claim_bytes(self.inline.claimer().token_bytes());
-        let growth = Growth {
-            entries: diff.drafts.len(),
-            added: diff.now.as_bytes().len() + bytes_of(&diff.drafts, claim),
-            removed: loaded.baseline.as_bytes().len(),
-        };
+        let growth = self.growth(loaded, diff);
         if self.check(&loaded.document, known, &growth).is_ok() {
             return Ok(known);
         }
@@ -67,6 +62,23 @@ impl<T: Aggregate> Store<T> {
         let measured = Size { held: measured.held.saturating_sub(delivered), ..measured };
         self.check(&loaded.document, measured, &growth)?;
         Ok(measured)
+    }
+
+    /// Checks that a save fits into a document of this size, which was just read.
+    ///
+    /// # Errors
+    /// [`Error::OutboxFull`] and [`Error::DocumentTooLarge`].
+    pub(super) fn admit_into(&self, loaded: &Loaded<T>, diff: &Diff, size: Size) -> Result<(), Error> {
+        self.check(&loaded.document, size, &self.growth(loaded, diff))
+    }
+
+    fn growth(&self, loaded: &Loaded<T>, diff: &Diff) -> Growth {
+        let claim = claim_bytes(self.inline.claimer().token_bytes());
+        Growth {
+            entries: diff.drafts.len(),
+            added: diff.now.as_bytes().len() + bytes_of(&diff.drafts, claim),
+            removed: loaded.baseline.as_bytes().len(),
+        }
     }
 
     fn delivered_and_there(&self, document: &DocumentRef, drafts: &[Draft]) -> usize {

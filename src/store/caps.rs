@@ -10,6 +10,8 @@ use crate::{
 
 /// Maximum length of a message `type`, which becomes the routing key, an AMQP short string.
 pub const MAX_TYPE_BYTES: usize = 255;
+/// Maximum length of the key under which a message replaces earlier ones.
+const MAX_KEY_BYTES: usize = 1 << 10;
 /// The size of an empty document or array: a length field and a NUL.
 const EMPTY_DOCUMENT: usize = 5;
 
@@ -62,6 +64,10 @@ impl Caps {
                 what: format!("header {name:?} of message `{message_type}`"),
                 reason: "a field name in BSON cannot contain a NUL character".into(),
             });
+        }
+
+        if let Some(key) = message.key.as_ref().filter(|key| key.len() > MAX_KEY_BYTES) {
+            return Err(too_large(message, "key", key.len(), MAX_KEY_BYTES));
         }
 
         let headers: usize = message.headers.iter().map(|(name, value)| name.len() + value.len() + 7).sum();
@@ -125,6 +131,9 @@ pub(super) fn entry_bytes(entry: &Entry, payload: usize) -> usize {
     }
     if let Some(via) = &entry.via {
         bytes += field_bytes("via", string_bytes(via));
+    }
+    if let Some(key) = &entry.key {
+        bytes += field_bytes("key", string_bytes(key));
     }
     bytes
 }

@@ -1,4 +1,4 @@
-//! The content of a save: the changes since the load, and the messages sent.
+//! The content of a save: the changes since the load, the messages sent, and the changes to stored messages.
 
 use mongodb::bson::RawDocumentBuf;
 
@@ -10,7 +10,7 @@ use super::{
     loaded::{Loaded, check_readable, encode},
     prepare::Draft,
 };
-use crate::aggregate::Aggregate;
+use crate::aggregate::{Aggregate, revision::Revision};
 
 /// The content of a save.
 pub(super) struct Diff {
@@ -18,11 +18,18 @@ pub(super) struct Diff {
     pub(super) now: RawDocumentBuf,
     pub(super) changes: Changes,
     pub(super) drafts: Vec<Draft>,
+    /// The changes to stored messages.
+    pub(super) revisions: Vec<Revision>,
 }
 
 impl Diff {
     pub(super) fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.drafts.is_empty()
+        self.changes.is_empty() && self.drafts.is_empty() && self.revisions.is_empty()
+    }
+
+    /// Whether the save may change stored messages.
+    pub(super) fn revises(&self) -> bool {
+        !self.revisions.is_empty() || self.drafts.iter().any(|draft| draft.replaces().is_some())
     }
 }
 
@@ -41,6 +48,7 @@ impl<T: Aggregate> Store<T> {
             check_readable::<T>(&loaded.document, &now)?;
         }
         let drafts = self.drafts(loaded.value.outbox())?;
-        Ok(Diff { now, changes, drafts })
+        let revisions = loaded.value.outbox().revisions().to_vec();
+        Ok(Diff { now, changes, drafts, revisions })
     }
 }

@@ -58,14 +58,14 @@ pub enum Error {
         /// The limit.
         cap: usize,
     },
-    /// A message's payload or headers are larger than the cap. Send a reference to the content instead.
+    /// A message's payload, headers or key are larger than the cap. Send a reference to the content instead.
     #[error(
         "message `{message_type}`: the size of the {what} is {bytes} bytes, but the cap is {cap}; send a reference to the content instead"
     )]
     MessageTooLarge {
         /// The message's type.
         message_type: String,
-        /// `payload` or `headers`.
+        /// `payload`, `headers` or `key`.
         what: &'static str,
         /// The size in bytes.
         bytes: usize,
@@ -185,6 +185,12 @@ pub enum Error {
     UnreadableField {
         /// The field's path.
         field: String,
+    },
+    /// Messages for the caller's own update can't cancel, reschedule or replace stored messages.
+    #[error("{what} needs a save through the store; the caller's own update can only add messages")]
+    NotStaged {
+        /// What was asked for.
+        what: &'static str,
     },
     /// The caller's update already touches fields that the library writes.
     #[error("the update already writes `{path}`; only the library may write `outbox` and `etag`")]

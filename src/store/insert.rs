@@ -13,6 +13,7 @@ use super::{
     loaded::{Loaded, check_readable, encode},
     outcome::Inserted,
     prepare::{Emptiness, Prepared},
+    revise::none_there,
     unknown::renamed::Differences,
     write::new_etag,
 };
@@ -43,7 +44,7 @@ impl<T: Aggregate> Store<T> {
         let drafts = self.drafts(value.outbox())?;
         self.caps.check_entries(&document, 0, drafts.len())?;
         // The outbox of a new document is empty, so its entries can always be inserted with a claim.
-        let prepared = self.prepare(&document, drafts, Emptiness::Known).await?;
+        let prepared = self.prepare(&document, drafts, Emptiness::Known, Vec::new()).await?;
 
         let etag = new_etag();
         let new = new_document(&encoded, &etag, &prepared);
@@ -63,8 +64,12 @@ impl<T: Aggregate> Store<T> {
         }
 
         self.form.store(form, Ordering::Relaxed);
-        value.outbox().take();
-        let receipt = self.dispatch(&document, prepared).await;
+        // A new document has no stored message that could be changed.
+        let revisions = none_there(value.outbox());
+        value.outbox().clear();
+        self.report_revisions(&document, &revisions);
+        let mut receipt = self.dispatch(&document, prepared).await;
+        receipt.revisions = revisions;
         let mut loaded = Loaded {
             value,
             document,

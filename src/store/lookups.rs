@@ -1,7 +1,7 @@
 //! Queries that a store makes while it saves.
 
 use mongodb::{
-    bson::{Document, RawDocumentBuf, doc},
+    bson::{Document, RawDocument, RawDocumentBuf, doc},
     error::Error as DriverError,
     options::ReadConcern,
 };
@@ -14,8 +14,14 @@ use crate::{
         Find,
         error_codes::{self, Verdict},
     },
-    stored::{document_ref::DocumentRef, entry::ETAG},
+    stored::{
+        document_ref::DocumentRef,
+        entry::{ETAG, OUTBOX},
+    },
 };
+
+/// The field of a query's result that has the size of the document.
+const BYTES: &str = "bytes";
 
 /// The state of a document after a save's filter didn't match it.
 pub(super) enum Found {
@@ -65,17 +71,32 @@ impl<T: Aggregate> Store<T> {
         if element(&raw, ETAG) == loaded.etag() { Ok(Found::Same) } else { Ok(Found::Changed) }
     }
 
+    /// Reads the outbox of a document that a save revises, with the document's etag and its size in the field `bytes`.
+    pub(super) async fn read_for_revision(
+        &self,
+        document: &DocumentRef,
+    ) -> Result<Option<RawDocumentBuf>, Error> {
+        let projection = doc! { "_id": 0, ETAG: 1, OUTBOX: 1, BYTES: { "$bsonSize": "$$ROOT" } };
+        self.find(document, Some(projection), ReadConcern::local()).await
+    }
+
     /// Reads the size of the stored document. Returns `None` if the document is gone.
     pub(super) async fn measure(&self, document: &DocumentRef) -> Result<Option<Size>, Error> {
         let is_array = doc! { "$isArray": "$outbox" };
         let held = doc! { "$cond": [is_array, { "$size": "$outbox" }, 0] };
-        let projection = doc! { "_id": 0, "held": held, "bytes": { "$bsonSize": "$$ROOT" } };
+        let projection = doc! { "_id": 0, "held": held, BYTES: { "$bsonSize": "$$ROOT" } };
         let found = self.find(document, Some(projection), ReadConcern::local()).await?;
         let Some(raw) = found else { return Ok(None) };
 
         let found = codec::to_document(&raw).unwrap_or_default();
-        Ok(Some(Size { held: number(&found, "held"), bytes: number(&found, "bytes") }))
+        Ok(Some(Size { held: number(&found, "held"), bytes: number(&found, BYTES) }))
     }
+}
+
+/// The size of a document that was read for a revision.
+pub(super) fn size_of(read: &RawDocument) -> usize {
+    let bytes = read.get_i32(BYTES).ok().and_then(|bytes| usize::try_from(bytes).ok());
+    bytes.unwrap_or(usize::MAX)
 }
 
 fn number(document: &Document, name: &str) -> usize {

@@ -3,8 +3,9 @@
 //! # Flow
 //! A save is one update of one document: the changed top-level fields, a fresh `etag`, and the new entries appended to
 //! the outbox. The update's filter requires the `etag` that the aggregate was loaded with, so no concurrent change is
-//! lost. The update removes only entries that this process has already delivered, so no message is lost either. The
-//! steps of a save are in `save.rs`.
+//! lost. The update removes only entries that this process has already delivered, and messages that the aggregate has
+//! cancelled or replaced before their delivery began, so no message is lost either. The steps of a save are in
+//! `save.rs`.
 //!
 //! # Guarantees
 //! - A message exists if and only if the save that sent it is committed by the majority.
@@ -32,11 +33,14 @@ mod loaded;
 mod lookups;
 mod outcome;
 mod prepare;
+mod revise;
 mod save;
+mod save_revised;
 mod staged;
 mod unknown;
 pub(crate) mod update;
 mod write;
+mod write_revised;
 
 use std::{
     fmt,

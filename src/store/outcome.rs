@@ -8,7 +8,11 @@ use std::fmt;
 use mongodb::error::Error as DriverError;
 
 use super::loaded::Loaded;
-use crate::{dispatch::Dispatch, observe::metrics::SaveOutcome};
+use crate::{
+    aggregate::revision::{Revised, RevisionOutcome},
+    dispatch::Dispatch,
+    observe::metrics::SaveOutcome,
+};
 
 /// A write that the majority has acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +22,18 @@ pub struct Receipt {
     pub messages: Vec<uuid::Uuid>,
     /// What the inline dispatcher did with the messages.
     pub dispatch: Dispatch,
+    /// The outcome for each stored message that the save was to cancel, to reschedule or to replace.
+    pub revisions: Vec<Revised>,
+}
+
+impl Receipt {
+    /// Returns the outcome for a stored message that the save was to cancel, to reschedule or to replace. `None` if the save did
+    /// not concern this message.
+    #[must_use]
+    pub fn revision(&self, message: uuid::Uuid) -> Option<RevisionOutcome> {
+        let revised = self.revisions.iter().find(|revised| revised.message == message);
+        revised.map(|revised| revised.outcome)
+    }
 }
 
 /// The outcome of a save.

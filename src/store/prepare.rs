@@ -16,7 +16,8 @@ use super::{
 use crate::{
     aggregate::{
         Aggregate,
-        outbox::{Due, Outbox, PendingMessage},
+        due::Due,
+        outbox::{Outbox, PendingMessage},
     },
     dispatch::{Dispatch, claimed_entries::Claim, deliveries::Work, seats::Seat},
     encoding::codec,
@@ -30,7 +31,7 @@ use crate::{
 };
 
 /// A checked message in the form of an entry that has no dates yet.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Draft {
     entry: Entry,
     due: Due,
@@ -67,24 +68,32 @@ pub(super) struct Prepared {
     now: DateTime,
     /// Number of entries that are due at once.
     pub(super) due: usize,
+    /// The stored messages that the save makes due at once.
+    pub(super) made_due: Vec<Uuid>,
     seat: Result<Seat, Dispatch>,
     claim: Option<Birth>,
 }
 
+/// The time at which a message is due, if it is in the future.
+pub(super) fn scheduled(due: Due, now: DateTime) -> Option<DateTime> {
+    let at = match due {
+        Due::Now => return None,
+        Due::At(at) => at,
+        Due::After(after) => later(now, after),
+    };
+    if at > now { Some(at) } else { None }
+}
+
 impl Draft {
-    /// The time at which the message is due, if it is in the future.
-    fn scheduled(&self, now: DateTime) -> Option<DateTime> {
-        let at = match self.due {
-            Due::Now => return None,
-            Due::At(at) => at,
-            Due::After(after) => later(now, after),
-        };
-        if at > now { Some(at) } else { None }
+    /// The type and the key of the stored messages that this message replaces.
+    pub(super) fn replaces(&self) -> Option<(&str, &str)> {
+        let key = self.entry.key.as_deref()?;
+        Some((&self.entry.message_type, key))
     }
 
     /// Returns the entry as it is saved at this time. Only an entry that is due now gets the claim.
     fn dated(self, now: DateTime, claim: Option<&Birth>) -> Entry {
-        let scheduled = self.scheduled(now);
+        let scheduled = scheduled(self.due, now);
         let mut entry = self.entry;
         entry.created_at = Some(now);
         entry.available_at = Some(scheduled.unwrap_or(now));
@@ -101,7 +110,7 @@ impl Draft {
 
 /// Number of these entries that are due now.
 fn due_of(drafts: &[Draft], now: DateTime) -> usize {
-    drafts.iter().filter(|draft| draft.scheduled(now).is_none()).count()
+    drafts.iter().filter(|draft| scheduled(draft.due, now).is_none()).count()
 }
 
 /// The size of the field `outbox` with these entries, each with a claim of this size.
@@ -129,6 +138,7 @@ impl<T: Aggregate> Store<T> {
             payload: payload.clone(),
             headers: trace::stored(message.headers.clone()),
             via: self.inline.via(message.message_type).map(str::to_owned),
+            key: message.key.clone(),
             created_at: None,
             available_at: None,
             claimed_by: None,
@@ -143,7 +153,8 @@ impl<T: Aggregate> Store<T> {
     }
 
     /// Adds the dates to the entries and encodes the entries. Takes a seat of the inline dispatcher (the right to
-    /// deliver one save's messages) if a seat is free. Adds a claim if the outbox may be empty.
+    /// deliver one save's messages) if a seat is free. Adds a claim if the outbox may be empty. The seat is also for the
+    /// stored messages that the save makes due.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if the server must be asked for its time and can't be reached, and [`Error::Encode`].
@@ -152,14 +163,15 @@ impl<T: Aggregate> Store<T> {
         document: &DocumentRef,
         drafts: Vec<Draft>,
         outbox: Emptiness,
+        made_due: Vec<Uuid>,
     ) -> Result<Prepared, Error> {
-        if drafts.is_empty() {
+        if drafts.is_empty() && made_due.is_empty() {
             return Ok(Prepared::nothing());
         }
         let now = self.mongo.now().await.map_err(Error::of_read)?;
 
         let weight = drafts.iter().map(|draft| weight_of_message(&draft.entry.payload)).sum();
-        let seat = self.inline.seat_for(due_of(&drafts, now), weight);
+        let seat = self.inline.seat_for(due_of(&drafts, now) + made_due.len(), weight);
         let is_for_here = drafts.iter().all(|draft| self.inline.serves(draft.entry.via.as_deref()));
         let claim = if seat.is_ok() && is_for_here && outbox != Emptiness::Unlikely {
             let claimer = self.inline.claimer();
@@ -168,7 +180,8 @@ impl<T: Aggregate> Store<T> {
             None
         };
 
-        Prepared::of(document, drafts, now, seat, claim)
+        let prepared = Prepared::of(document, drafts, now, seat, claim)?;
+        Ok(Prepared { made_due, ..prepared })
     }
 
     /// Adds the dates to entries that the caller will write, and encodes the entries. The entries get no claim, and no
@@ -187,26 +200,27 @@ impl<T: Aggregate> Store<T> {
 
     /// Hands the messages of a written save to the inline dispatcher, if a seat was taken for the save.
     pub(super) async fn dispatch(&self, document: &DocumentRef, prepared: Prepared) -> Receipt {
-        let Prepared { entries, due, seat, claim, .. } = prepared;
+        let Prepared { entries, due, made_due, seat, claim, .. } = prepared;
         self.inline.metrics().sent(entries.len());
         Span::current().record("messaging.batch.message_count", entries.len());
 
-        let ids = ids_of(&entries);
+        let mut ids = ids_of(&entries);
         let messages = ids.iter().map(|id| uuid::Uuid::from_bytes(id.bytes())).collect();
         let seat = match seat {
             Ok(seat) => seat,
             Err(why) => {
-                self.inline.left(document, due, &why);
-                return Receipt { messages, dispatch: why };
+                self.inline.left(document, due + made_due.len(), &why);
+                return Receipt { messages, dispatch: why, revisions: Vec::new() };
             }
         };
+        ids.extend(made_due);
 
         let work = match claim {
             Some(claim) => Work::BornClaimed(claim.of(document, entries)),
             None => Work::Unclaimed(document.clone()),
         };
         let dispatch = self.inline.dispatch(seat, work, ids, T::ORDERING).await;
-        Receipt { messages, dispatch }
+        Receipt { messages, dispatch, revisions: Vec::new() }
     }
 }
 
@@ -230,7 +244,7 @@ impl Prepared {
         let due = due_of(&drafts, now);
         let entries: Vec<_> = drafts.into_iter().map(|draft| draft.dated(now, claim.as_ref())).collect();
         let encoded = encode(document, &entries)?;
-        Ok(Self { entries, encoded, now, due, seat, claim })
+        Ok(Self { entries, encoded, now, due, made_due: Vec::new(), seat, claim })
     }
 
     fn nothing() -> Self {
@@ -239,6 +253,7 @@ impl Prepared {
             encoded: RawDocumentBuf::new(),
             now: DateTime::MIN,
             due: 0,
+            made_due: Vec::new(),
             seat: Err(Dispatch::Nothing),
             claim: None,
         }
@@ -277,6 +292,9 @@ fn ids_of(entries: &[Entry]) -> Vec<Uuid> {
 
 /// Encodes entries in their stored form, an array in the field `outbox`.
 fn encode(document: &DocumentRef, entries: &[Entry]) -> Result<RawDocumentBuf, Error> {
+    if entries.is_empty() {
+        return Ok(RawDocumentBuf::new());
+    }
     let outbox = OutboxField { outbox: entries.iter().map(NewEntry::of).collect() };
     codec::encode(&outbox)
         .map_err(|error| Error::Encode { what: document.to_string(), reason: error.to_string() })
@@ -298,6 +316,8 @@ struct NewEntry<'a> {
     headers: &'a BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     via: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'a str>,
     created_at: Option<DateTime>,
     available_at: Option<DateTime>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -312,6 +332,7 @@ impl<'a> NewEntry<'a> {
             payload: &entry.payload,
             headers: &entry.headers,
             via: entry.via.as_deref(),
+            key: entry.key.as_deref(),
             created_at: entry.created_at,
             available_at: entry.available_at,
             claimed_by: entry.claimed_by.as_deref(),
@@ -346,6 +367,7 @@ mod tests {
             payload,
             headers: headers.collect(),
             via: via.map(str::to_owned),
+            key: via.map(|_| "a key".to_owned()),
             created_at: None,
             available_at: None,
             claimed_by: None,

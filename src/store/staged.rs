@@ -79,8 +79,15 @@ impl<T: Aggregate> Store<T> {
     /// Prepares messages for your own update, insert or transaction: see [`StagedMessages`].
     ///
     /// # Errors
-    /// [`Error`] for messages that exceed their caps. On an error the messages stay in the outbox.
+    /// [`Error`] for messages that exceed their caps, and [`Error::NotStaged`] for an outbox that also cancels,
+    /// reschedules or replaces stored messages. On an error the messages stay in the outbox.
     pub async fn stage(&self, outbox: &mut Outbox) -> Result<StagedMessages, Error> {
+        if !outbox.revisions().is_empty() {
+            return Err(Error::NotStaged { what: "`cancel` or `reschedule` of a stored message" });
+        }
+        if outbox.iter().any(|message| message.key.is_some()) {
+            return Err(Error::NotStaged { what: "`send_keyed`" });
+        }
         let unnamed = DocumentRef::by_id(self.namespace.clone(), Bson::Null);
         let drafts = self.drafts(outbox)?;
         self.caps.check_entries(&unnamed, 0, drafts.len())?;
@@ -91,7 +98,7 @@ impl<T: Aggregate> Store<T> {
             _ => Vec::new(),
         };
 
-        outbox.take();
+        outbox.clear();
         Ok(StagedMessages {
             mongo: self.mongo.clone(),
             inline: self.inline.clone(),

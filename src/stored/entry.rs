@@ -34,6 +34,8 @@ pub struct Entry {
     pub headers: BTreeMap<String, String>,
     /// Where the message is delivered. Absent means the broker; `handlers` means the application's handlers.
     pub via: Option<String>,
+    /// The key under which a later message of the same type replaces this one.
+    pub key: Option<String>,
     /// The server time at which the message was sent.
     pub created_at: Option<DateTime>,
     /// The server time before which only the claim's holder may deliver the message. Absent means that the message is
@@ -339,6 +341,9 @@ fn read_entry(element: &Bson) -> Result<Entry, String> {
         payload: document.get("payload").cloned().unwrap_or(Bson::Null),
         headers: headers(document)?,
         via: string(document, "via")?,
+        // Entries of other programs could have a field of this name before it had a meaning, so a value of another type
+        // must not make them unreadable.
+        key: lenient_string(document, "key"),
         created_at: document.get_datetime("created_at").ok().copied(),
         available_at: date(document, "available_at")?,
         claimed_by: string(document, "claimed_by")?,
@@ -370,7 +375,7 @@ fn string(document: &Document, name: &str) -> Result<Option<String>, String> {
     field(document, name, "a string", |value| value.as_str().map(str::to_owned))
 }
 
-/// Reads a field that is only shown to people, so a wrong type counts as absent.
+/// Reads a field that a delivery doesn't need, so a wrong type counts as absent.
 fn lenient_string(document: &Document, name: &str) -> Option<String> {
     document.get_str(name).ok().map(str::to_owned)
 }
@@ -454,6 +459,17 @@ mod tests {
             Slot::Unreadable(unreadable) => &unreadable.reason,
             Slot::Entry(entry) => panic!("readable: {entry:?}"),
         }
+    }
+
+    #[test]
+    fn a_key_that_is_not_text_is_ignored() {
+        let with = |key: Bson| {
+            let mut entry = minimal(Uuid::new());
+            entry.insert("key", key);
+            read(vec![entry.into()])[0].entry().expect("it is readable").key.clone()
+        };
+        assert_eq!(with("a".into()), Some("a".into()));
+        assert_eq!((with(5.into()), with(Bson::Null), with(doc! {}.into())), (None, None, None));
     }
 
     #[test]

@@ -5,5 +5,6 @@ pub(crate) mod deliverable;
 pub(crate) mod document_ref;
 pub(crate) mod entry;
 pub(crate) mod filter;
+pub(crate) mod free;
 pub(crate) mod ids;
 pub(crate) mod memory;

@@ -22,6 +22,8 @@ use crate::support::{LONG, uri};
 
 #[path = "../../examples/axum_service.rs"]
 mod axum_service;
+#[path = "../../examples/change_of_mind.rs"]
+mod change_of_mind;
 #[path = "../../examples/consumer.rs"]
 mod consumer;
 #[path = "../../examples/in_process.rs"]
@@ -97,6 +99,11 @@ fn an_inbox_makes_effects_exactly_once() {
 #[test]
 fn a_scheduled_message_is_stored() {
     run(scheduled::main, &["example_scheduled"]);
+}
+
+#[test]
+fn a_time_out_is_cancelled_and_a_total_replaced() {
+    run(change_of_mind::main, &["example_change"]);
 }
 
 #[test]

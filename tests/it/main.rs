@@ -28,6 +28,7 @@ mod metrics;
 mod operations;
 mod readme;
 mod receive;
+mod revisions;
 mod scheduled;
 mod secured;
 mod side_by_side;

@@ -64,6 +64,7 @@ impl Stored {
             payload: Bson::Null,
             headers: BTreeMap::new(),
             via: None,
+            key: None,
             created_at: self.created.map(at),
             available_at: self.available.map(at),
             claimed_by: self.claim.map(|(name, number)| format!("{name}/{number}")),

@@ -8,6 +8,7 @@ mod elements;
 mod filters;
 #[path = "../properties/generated.rs"]
 mod generated;
+mod revising;
 mod server;
 
 #[path = "../../../tests/support/on_panic.rs"]

@@ -66,6 +66,7 @@ fn any_entry() -> impl Strategy<Value = Entry> {
                 payload: Bson::Null,
                 headers: BTreeMap::new(),
                 via: is_for_handlers.then(|| "handlers".into()),
+                key: None,
                 created_at: created.map(at),
                 available_at: available.map(at),
                 claimed_by: is_claimed.then(|| "p/1".into()),
