@@ -65,6 +65,8 @@
 //! `bson-2` (default) and `bson-3` choose the BSON version of the driver, and so of this crate. If both are on, or if
 //! another crate turns on the driver's `bson-3`, version 3 is used.
 //!
+//! `testing` provides the module `testing`, a test kit for applications with an in-memory database.
+//!
 //! `opentelemetry` stores the trace context of a save with its messages, so that the delivery continues that trace.
 //! Without this feature, a message carries only a `traceparent` header that its sender added.
 
@@ -87,6 +89,8 @@ pub mod observe;
 pub mod receive;
 pub mod store;
 mod stored;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(feature = "rabbitmq")]
 pub mod tls;
 

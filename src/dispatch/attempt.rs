@@ -58,7 +58,7 @@ impl Processor {
             if failed.is_empty() || stop.is_cancelled() || !self.may_begin(claim, wait).await {
                 break;
             }
-            sleep(wait).await;
+            self.mongo.pause(wait).await;
 
             for index in &failed {
                 remember(&mut envelopes[*index].delivered_to, &answers[*index].delivered_to);

@@ -15,6 +15,7 @@ use crate::{
         seats::Seats,
         settings::{ProcessorSettings, STATE_DATABASE},
     },
+    mongo::Backend,
     stored::memory::Memory,
 };
 
@@ -22,7 +23,7 @@ use crate::{
 #[derive(Debug)]
 #[must_use]
 pub struct InlineBuilder {
-    client: Client,
+    backend: Backend,
     mode: Mode,
     capacity: usize,
     hand_off: Option<CommandSender>,
@@ -33,8 +34,13 @@ pub struct InlineBuilder {
 impl InlineDispatcher {
     /// Returns a builder of an inline dispatcher that works through this client.
     pub fn builder(client: &Client) -> InlineBuilder {
+        Self::builder_on(Backend::Server(client.clone()))
+    }
+
+    /// Returns a builder of an inline dispatcher that works on this database.
+    pub(crate) fn builder_on(backend: Backend) -> InlineBuilder {
         InlineBuilder {
-            client: client.clone(),
+            backend,
             mode: Mode::default(),
             capacity: 1_024,
             hand_off: None,
@@ -182,7 +188,7 @@ impl InlineBuilder {
     pub fn deliver_to_shared(self, deliver: Arc<dyn Deliver>) -> InlineDispatcher {
         let seats = Seats::new(self.capacity, Memory::of(self.settings.memory_bytes));
         let processor =
-            Processor::inline(self.client, deliver, self.settings, self.capacity, self.defer_clears);
+            Processor::inline(self.backend, deliver, self.settings, self.capacity, self.defer_clears);
 
         InlineDispatcher::start(self.mode, seats, Deliveries::new(processor, self.hand_off))
     }

@@ -180,6 +180,16 @@ impl Deliveries {
         self.tasks.wait().await;
     }
 
+    /// Waits until no delivery is in progress. New deliveries may begin meanwhile, and are waited for too.
+    #[cfg(feature = "testing")]
+    pub(crate) async fn idle(&self) {
+        let was_open = self.tasks.close();
+        self.tasks.wait().await;
+        if was_open {
+            self.tasks.reopen();
+        }
+    }
+
     /// Number of deliveries in progress.
     pub(crate) fn count(&self) -> usize {
         self.tasks.len()
@@ -269,7 +279,7 @@ impl SaveDelivery {
                 // Another process is delivering the earlier messages. That process will finish in a moment, or has
                 // died.
                 Processed::Held(Hold::Claimed(_)) if waited < processor.claimer().lease => {
-                    stop.run_until_cancelled(tokio::time::sleep(wait)).await;
+                    stop.run_until_cancelled(processor.mongo.pause(wait)).await;
                     waited += wait;
                     wait = (wait * 2).min(CLAIM_WAIT_MAX);
                 }

@@ -189,6 +189,13 @@ impl InlineDispatcher {
         }
     }
 
+    /// Waits until no delivery and no clear is in progress.
+    #[cfg(feature = "testing")]
+    pub(crate) async fn idle(&self) {
+        self.deliveries.idle().await;
+        self.flush().await;
+    }
+
     /// The MongoDB access that the stores share with their inline dispatcher.
     pub(crate) fn mongo(&self) -> &Mongo {
         &self.deliveries.processor.mongo

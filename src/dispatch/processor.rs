@@ -20,7 +20,7 @@ use crate::{
         settings::{Pace, ProcessorSettings},
         unsettled::Unsettled,
     },
-    mongo::{Delivered, Mongo, MongoSettings, StoredOutbox, clock::ServerClock},
+    mongo::{Backend, Delivered, Mongo, MongoSettings, StoredOutbox, clock::ServerClock},
     observe::{
         event::Event,
         health::{Health, HealthRecord},
@@ -73,19 +73,24 @@ impl fmt::Debug for Processor {
 impl Processor {
     /// Creates a processor that works through this client.
     pub fn new(client: Client, deliver: Arc<dyn Deliver>, settings: ProcessorSettings) -> Self {
-        Self::on(DispatchPath::Dispatcher, client, deliver, settings, None)
+        Self::worker(Backend::Server(client), deliver, settings)
+    }
+
+    /// Creates the processor of a worker.
+    pub(crate) fn worker(backend: Backend, deliver: Arc<dyn Deliver>, settings: ProcessorSettings) -> Self {
+        Self::on(DispatchPath::Dispatcher, backend, deliver, settings, None)
     }
 
     /// Creates the processor of an inline dispatcher. Delivered messages may stay in their documents for the time
     /// `defer_clears`.
     pub(crate) fn inline(
-        client: Client,
+        backend: Backend,
         deliver: Arc<dyn Deliver>,
         settings: ProcessorSettings,
         capacity: usize,
         defer_clears: Duration,
     ) -> Self {
-        let mut processor = Self::on(DispatchPath::Inline, client, deliver, settings, Some(capacity));
+        let mut processor = Self::on(DispatchPath::Inline, backend, deliver, settings, Some(capacity));
         // With a longer time, a clear could come after its claim has ended.
         let defer_clears = defer_clears.min(processor.claimer.lease / 4);
         if !defer_clears.is_zero() {
@@ -104,7 +109,7 @@ impl Processor {
 
     fn on(
         path: DispatchPath,
-        client: Client,
+        backend: Backend,
         deliver: Arc<dyn Deliver>,
         settings: ProcessorSettings,
         capacity: Option<usize>,
@@ -123,9 +128,8 @@ impl Processor {
             memory_bytes,
         } = settings;
         let lease = claim_lease.max(SHORTEST_LEASE);
-        let clock = ServerClock::new(client.clone());
         let asked = MongoSettings { group_commit, memory_bytes, lease };
-        let mongo = Mongo::start(client, clock, &asked, metrics.claims_lost.clone());
+        let mongo = Mongo::start(backend, &asked, metrics.claims_lost.clone());
 
         Self {
             oversized: Oversized::new(mongo.clone(), &state_database, lease),

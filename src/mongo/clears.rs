@@ -121,13 +121,9 @@ impl Clears {
 
 impl ClearRequest {
     fn of(delivered: &Delivered) -> Self {
-        let document = &delivered.document;
-        let mut statement = Builder::new();
-        statement.push_document(b"q", &document.filter_bytes());
-        statement.push_document(b"u", &pull(delivered));
         Self {
-            namespace: document.namespace.clone(),
-            statement: statement.build(),
+            namespace: delivered.document.namespace.clone(),
+            statement: statement_of(delivered),
             overtaken: delivered.overtaken.clone(),
         }
     }
@@ -135,6 +131,14 @@ impl ClearRequest {
     fn bytes(&self) -> usize {
         self.statement.as_bytes().len()
     }
+}
+
+/// The statement of the command that removes these entries if the claim still holds them.
+pub(super) fn statement_of(delivered: &Delivered) -> RawDocumentBuf {
+    let mut statement = Builder::new();
+    statement.push_document(b"q", &delivered.document.filter_bytes());
+    statement.push_document(b"u", &pull(delivered));
+    statement.build()
 }
 
 /// The update that removes these entries if the claim still holds them.

@@ -23,6 +23,9 @@ use mongodb::{
 };
 use parking_lot::{Mutex, MutexGuard};
 
+#[cfg(feature = "testing")]
+use crate::mongo::in_memory::time::ManualTime;
+
 /// The age at which a reading is renewed in the background.
 const RENEW_AFTER: Duration = Duration::from_secs(30);
 
@@ -53,6 +56,9 @@ impl fmt::Debug for ServerClock {
 struct SharedReading {
     client: Client,
     reading: Mutex<Option<Reading>>,
+    /// The time of an in-memory database, in place of a server's time.
+    #[cfg(feature = "testing")]
+    by_hand: Option<ManualTime>,
 }
 
 #[derive(Clone, Copy)]
@@ -74,7 +80,20 @@ struct Moment {
 impl ServerClock {
     /// Creates a clock that asks the server when it is first used.
     pub fn new(client: Client) -> Self {
-        Self { shared: Arc::new(SharedReading { client, reading: Mutex::new(None) }) }
+        let shared = SharedReading {
+            client,
+            reading: Mutex::new(None),
+            #[cfg(feature = "testing")]
+            by_hand: None,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Creates a clock that shows the time of an in-memory database.
+    #[cfg(feature = "testing")]
+    pub(crate) fn by_hand(client: Client, time: ManualTime) -> Self {
+        let shared = SharedReading { client, reading: Mutex::new(None), by_hand: Some(time) };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Returns the server's time, accurate to half a round trip.
@@ -94,6 +113,11 @@ impl ServerClock {
     /// Returns the last reading extrapolated to now, and starts a renewal if the reading is old. Returns `None` if
     /// there is no valid reading.
     pub(crate) fn carried_on(&self) -> Option<DateTime> {
+        #[cfg(feature = "testing")]
+        if let Some(time) = &self.shared.by_hand {
+            return Some(time.now());
+        }
+
         let mut guard = self.shared.lock();
         let reading = guard.as_mut()?;
         let age = reading.taken.age(Moment::now())?;

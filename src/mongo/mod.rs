@@ -12,6 +12,8 @@ pub(crate) mod doubt;
 pub mod error_codes;
 mod find;
 pub(crate) mod group_commit;
+#[cfg(feature = "testing")]
+pub(crate) mod in_memory;
 mod local_update;
 pub(crate) mod majority;
 mod plain_write;
@@ -25,7 +27,7 @@ mod write_command;
 mod write_request;
 
 pub(crate) use self::{
-    door::{Mongo, MongoSettings},
+    door::{Backend, Mongo, MongoSettings},
     reads::StoredOutbox,
     statement::{
         ClearOutcome, Delete, Delivered, Find, Insert, Operators, Overtaken, Update, Upsert, WriteOutcome,

@@ -48,7 +48,7 @@ pub(crate) enum StoredOutbox {
 }
 
 impl StoredOutbox {
-    fn read(document: &RawDocument, room: Room) -> Self {
+    pub(super) fn read(document: &RawDocument, room: Room) -> Self {
         match read_outbox_of(document) {
             Ok(slots) => Self::Entries { slots, room },
             Err(reason) => Self::Malformed(reason),

@@ -115,7 +115,7 @@ fn number(document: &Document, field: &str) -> Option<usize> {
 }
 
 /// Converts a refused statement to the driver's error.
-fn write_error(error: &Document) -> Result<DriverError, DriverError> {
+pub(super) fn write_error(error: &Document) -> Result<DriverError, DriverError> {
     let raw = codec::encode(error).and_then(|raw| codec::decode::<WriteError>(raw.as_bytes()));
     match raw {
         Ok(error) => Ok(ErrorKind::Write(WriteFailure::WriteError(error)).into()),

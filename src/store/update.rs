@@ -142,7 +142,7 @@ impl<T: Aggregate> Store<T> {
             Saved::Gone => Err(Error::NotFound { document: loaded.document.clone() }),
             Saved::Unknown(source) => Err(Error::Unknown { document: loaded.document.clone(), source }),
             Saved::Conflict => {
-                tokio::time::sleep(pause_after_conflict(tries)).await;
+                self.mongo.pause(pause_after_conflict(tries)).await;
                 Ok(None)
             }
         }

@@ -11,6 +11,8 @@
 mod amqp;
 mod await_confirm;
 mod broker_outage;
+#[cfg(feature = "testing")]
+mod contract;
 mod dead_blocks;
 mod deferred_clears;
 mod deliver;
@@ -32,11 +34,18 @@ mod revisions;
 mod scheduled;
 mod secured;
 mod side_by_side;
+#[cfg(feature = "testing")]
+mod statements;
 mod store;
+#[cfg(feature = "testing")]
+mod test_kit;
 #[cfg(feature = "opentelemetry")]
 mod traces;
 mod whole_flow;
 
+#[cfg(feature = "testing")]
+#[path = "../support/backends.rs"]
+mod backends;
 #[path = "../support/flow.rs"]
 mod flow;
 #[path = "../support/generator.rs"]
