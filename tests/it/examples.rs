@@ -44,6 +44,9 @@ mod router;
 mod scheduled;
 #[path = "../../examples/tenants.rs"]
 mod tenants;
+#[cfg(feature = "testing")]
+#[path = "../../examples/testing.rs"]
+mod testing;
 #[path = "../../examples/transaction.rs"]
 mod transaction;
 #[path = "../../examples/webhook.rs"]
@@ -139,6 +142,12 @@ fn a_consumer_with_an_inbox_takes_eight_lines() {
 #[test]
 fn a_webhook_is_signed_and_verified() {
     run(webhook::main, &[]);
+}
+
+#[cfg(feature = "testing")]
+#[test]
+fn a_test_with_the_kit_needs_no_server() {
+    run(testing::main, &[]);
 }
 
 #[test]
