@@ -45,7 +45,8 @@ pub(crate) struct Session {
     /// Breaks the engine on purpose; the session then fails if no run finds the defect.
     #[arg(long)]
     control: Option<Control>,
-    /// Makes one more run at the end, with an engine that clears before the confirm; the run must lose messages.
+    /// Adds a control run at the end, with a deliberately faulty engine that clears messages before their confirm. The
+    /// session fails if the control run loses no messages.
     #[arg(long)]
     with_control: bool,
     /// Begins no run later than this many seconds after the start of the session.

@@ -64,7 +64,7 @@ impl<T> Loaded<T> {
 }
 
 impl<T: Aggregate> Loaded<T> {
-    /// Decodes a stored document that has this key.
+    /// Decodes `raw`, which is the stored form of `document`.
     pub(super) fn read(document: DocumentRef, raw: &RawDocumentBuf) -> Result<Self, Error> {
         let stored = match read_stored::<T>(raw) {
             Ok(stored) => stored,

@@ -185,7 +185,7 @@ impl Standing {
         Some(until(date_of(position), now))
     }
 
-    /// The time in seconds that the oplog covers before the position.
+    /// The time in seconds from the oldest entry of the oplog to the saved position.
     pub(super) fn headroom(&self) -> Option<f64> {
         let (position, window) = (self.position?, self.window?);
         // An oplog that has never dropped an entry covers little time only because it is new.

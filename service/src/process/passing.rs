@@ -1,4 +1,4 @@
-//! Keeps the gauges that can disappear, which are those with the label `collection`.
+//! Manages the gauges that can be removed again: those with the label `collection`.
 //!
 //! A collection can be dropped, and with patterns in `watch` there can be thousands of collections in a day.
 //! The exporter keeps every recorded value until the process ends. So these gauges are kept here instead. A
