@@ -24,6 +24,7 @@ use lapin::{
 use mongodb::{
     Client, Collection, Database,
     bson::{Document as BsonDocument, doc},
+    options::ReadConcern,
 };
 
 use crate::{order::Order, result::Result};
@@ -208,9 +209,11 @@ impl Bed {
         stream::iter(0..count).map(load).buffered(16).try_collect().await
     }
 
-    /// Waits until every outbox of the collection is empty.
+    /// Waits until every outbox of the collection is empty for the majority, which is what a load reads. The next save
+    /// of a document whose clear the majority does not have yet would take its outbox for occupied.
     pub(crate) async fn settled(&self, collection: &Collection<BsonDocument>) -> Result<()> {
-        while collection.find_one(doc! { "outbox.id": { "$exists": true } }).await?.is_some() {
+        let occupied = doc! { "outbox.id": { "$exists": true } };
+        while collection.find_one(occupied.clone()).read_concern(ReadConcern::majority()).await?.is_some() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(())
