@@ -16,7 +16,7 @@ use crate::{
     deliver::{HandlerError, handlers::without_values},
     mongo::error_codes::describe,
     receive::handled::{Handled, InboxFigures},
-    store::{Inserted, Saved, update::pause_after_conflict},
+    store::{Inserted, Saved},
 };
 
 /// Maximum number of times that an aggregate is loaded and saved for one call.
@@ -84,7 +84,7 @@ where
             Ok(Attempt::Again(reason)) => why = reason,
             Err(error) => return of_store(&error),
         }
-        tokio::time::sleep(pause_after_conflict(tries)).await;
+        into.store.pause_after_conflict(tries).await;
     }
     Handled::Transient(format!("the aggregate could not be saved {TRIES} times in a row: {why}"))
 }

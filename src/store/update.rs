@@ -142,10 +142,15 @@ impl<T: Aggregate> Store<T> {
             Saved::Gone => Err(Error::NotFound { document: loaded.document.clone() }),
             Saved::Unknown(source) => Err(Error::Unknown { document: loaded.document.clone(), source }),
             Saved::Conflict => {
-                self.mongo.pause(pause_after_conflict(tries)).await;
+                self.pause_after_conflict(tries).await;
                 Ok(None)
             }
         }
+    }
+
+    /// Pauses after this many conflicts, before another try.
+    pub(crate) async fn pause_after_conflict(&self, tries: u32) {
+        self.mongo.pause(pause_after(tries)).await;
     }
 
     fn named<Q: Serialize + ?Sized>(&self, id: &Q) -> Result<DocumentRef, Error> {
@@ -154,7 +159,7 @@ impl<T: Aggregate> Store<T> {
 }
 
 /// The pause after this many conflicts, chosen at random between zero and a limit that doubles (full jitter).
-pub(crate) fn pause_after_conflict(tries: u32) -> Duration {
+fn pause_after(tries: u32) -> Duration {
     let longest = Duration::from_millis(2 << tries.min(10)).min(LONGEST_PAUSE);
     longest.mul_f64(fastrand::f64())
 }

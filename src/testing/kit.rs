@@ -10,6 +10,7 @@ use std::{
 use mongodb::{
     Namespace,
     bson::{Bson, DateTime, Document},
+    options::UpdateModifications,
 };
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,7 @@ use crate::{
     encoding::codec,
     mongo::{
         clock::{later, until},
+        error_codes,
         in_memory::{InMemory, fault::SaveFault},
     },
     stored::{deliverable::DeliveryOrder, document_ref::DocumentRef, entry::read_outbox_of},
@@ -246,8 +248,10 @@ impl Kit {
         &self,
         collection: &str,
         filter: Document,
-        update: Document,
+        update: impl Into<UpdateModifications>,
     ) -> Result<u64, mongodb::error::Error> {
+        let update = codec::encode_value(&update.into())
+            .map_err(|error| error_codes::unencodable(error.to_string()))?;
         self.parts.database.update_own(&Namespace::new(DATABASE, collection), &filter, &update)
     }
 

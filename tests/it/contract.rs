@@ -1,8 +1,10 @@
 //! The contract of a store and its deliveries. Each test runs on the in-memory database of the test kit and on a real
 //! MongoDB server, so that a test with the kit has the outcomes of production.
 
+use std::time::Duration;
+
 use document_outbox::{
-    Aggregate, Caps, Dispatch, Error, Message, Mode, Outbox, Store,
+    Aggregate, Caps, Dispatch, Error, Message, Mode, Outbox, RevisionOutcome, Store,
     deliver::Outcome,
     store::{Deleted, Inserted, Saved},
 };
@@ -61,6 +63,10 @@ on_both! {
     caps_are_checked_against_the_stored_document
     ids_of_any_type_are_found
     an_aggregate_is_found_by_other_forms
+    a_waiting_message_is_cancelled_or_rescheduled
+    a_message_replaces_the_earlier_one_of_its_key
+    a_message_in_delivery_is_not_cancelled
+    a_large_document_is_revised_under_its_lease
 }
 
 /// The entries' fields without the values that differ each time.
@@ -285,7 +291,7 @@ async fn saves_remove_what_is_being_cleared(which: Which) {
 }
 
 async fn saves_remove_what_was_deferred(which: Which) {
-    let backend = which.start_deferring(Mode::Await, std::time::Duration::from_mins(1)).await;
+    let backend = which.start_deferring(Mode::Await, Duration::from_mins(1)).await;
     let orders = backend.store::<Order>();
     insert(&orders, "o-1").await;
     for amount in 1..=3 {
@@ -364,7 +370,7 @@ async fn a_scheduled_message_waits_for_its_time(which: Which) {
     let backend = which.start(Mode::Await).await;
     let orders = backend.store::<Order>();
     insert(&orders, "o-1").await;
-    let later = std::time::Duration::from_hours(1);
+    let later = Duration::from_hours(1);
     let send = |order: &mut Order| {
         order.outbox.send_after(Added { amount: 1 }, later);
         order.add(2);
@@ -640,5 +646,106 @@ async fn an_aggregate_is_found_by_other_forms(which: Which) {
     assert!(matches!(staged.committed(id.to_hex()).await, Dispatch::Settled(_)));
     assert_eq!(amounts(&backend), [1]);
     assert_eq!(Added::TYPE, backend.recorder.types()[0]);
+    backend.end().await;
+}
+
+const DAY: Duration = Duration::from_hours(24);
+
+async fn a_waiting_message_is_cancelled_or_rescheduled(which: Which) {
+    let backend = which.start(Mode::Await).await;
+    let orders = backend.store::<Order>();
+    insert(&orders, "o-1").await;
+    let send =
+        |order: &mut Order| (1..=3).for_each(|amount| _ = order.outbox.send_after(Added { amount }, DAY));
+    let [first, second, third] =
+        orders.update("o-1", send).await.unwrap().receipt.unwrap().messages.try_into().unwrap();
+    let entries = backend.entries("o-1").await;
+
+    let revise = |order: &mut Order| {
+        order.note = Some("$total".into());
+        order.outbox.cancel(first);
+        order.outbox.reschedule(third, 2 * DAY);
+        order.outbox.cancel(uuid::Uuid::nil());
+        order.outbox.send_after(Added { amount: 4 }, DAY);
+    };
+    let receipt = orders.update("o-1", revise).await.unwrap().receipt.unwrap();
+    assert_eq!(receipt.revision(first), Some(RevisionOutcome::Cancelled));
+    assert_eq!(receipt.revision(third), Some(RevisionOutcome::Rescheduled));
+    assert_eq!(receipt.revision(uuid::Uuid::nil()), Some(RevisionOutcome::NotThere));
+    let stored = backend.document("o-1").await.unwrap();
+    assert_eq!(names(&stored), ["_id", "total", "etag", "outbox", "note"]);
+    assert_eq!(stored.get_str("note"), Ok("$total"));
+    let revised = backend.entries("o-1").await;
+    assert_eq!((revised.len(), &revised[0]), (3, &entries[1]));
+    assert_eq!(names(&revised[1]), names(&entries[2]));
+
+    // The last two are cancelled together, so the new message is written with a claim and delivered at once.
+    let Some(Bson::Binary(new)) = revised[2].get("id") else { panic!("{revised:?}") };
+    let new = uuid::Uuid::from_slice(&new.bytes).unwrap();
+    let revise = |order: &mut Order| {
+        order.note = None;
+        [second, third, new].into_iter().for_each(|id| order.outbox.cancel(id));
+        order.add(5);
+    };
+    orders.update("o-1", revise).await.unwrap();
+    assert_eq!(amounts(&backend), [5]);
+    assert!(backend.outbox("o-1").await.is_empty());
+    backend.end().await;
+}
+
+async fn a_message_replaces_the_earlier_one_of_its_key(which: Which) {
+    let backend = which.start(Mode::Off).await;
+    let orders = backend.store::<Order>();
+    insert(&orders, "o-1").await;
+    for amount in 1..=3 {
+        let send = |order: &mut Order| {
+            order.outbox.send_keyed(Added { amount }, "total");
+            order.outbox.send_keyed(Added { amount: -amount }, format!("own {amount}"));
+        };
+        orders.update("o-1", send).await.unwrap();
+    }
+    backend.dispatch().await;
+    assert_eq!(amounts(&backend), [-1, -2, 3, -3]);
+    assert!(backend.outbox("o-1").await.is_empty());
+    backend.end().await;
+}
+
+async fn a_message_in_delivery_is_not_cancelled(which: Which) {
+    let backend = which.start(Mode::Off).await;
+    let (claimed, dead, reached) = (Uuid::new(), Uuid::new(), Uuid::new());
+    let of = |id: Uuid, further: Document| {
+        let mut entry = entry(1, further);
+        entry.insert("id", id);
+        entry
+    };
+    let past = DateTime::from_millis(1);
+    let outbox = vec![
+        of(claimed, doc! { "claimed_by": "w/1", "available_at": past }),
+        of(dead, doc! { "dead_at": past, "dead_reason": "permanent" }),
+        of(reached, doc! { "delivered_to": ["mail"] }),
+    ];
+    backend.insert(doc! { "_id": "o-1", "total": 0, "outbox": outbox.clone() }).await;
+    let orders = backend.store::<Order>();
+    let ids = [claimed, dead, reached].map(|id| uuid::Uuid::from_bytes(id.bytes()));
+    let cancel = |order: &mut Order| ids.into_iter().for_each(|id| order.outbox.cancel(id));
+    let receipt = orders.update("o-1", cancel).await.unwrap().receipt.unwrap();
+    let outcomes = ids.map(|id| receipt.revision(id).unwrap());
+    assert_eq!(outcomes, [RevisionOutcome::TooLate, RevisionOutcome::Dead, RevisionOutcome::TooLate]);
+    assert_eq!(backend.entries("o-1").await, outbox);
+    backend.end().await;
+}
+
+async fn a_large_document_is_revised_under_its_lease(which: Which) {
+    let backend = which.start(Mode::Off).await;
+    let orders = backend.store::<Order>();
+    let mut order = Order::new("big");
+    order.outbox.send_after(Added { amount: 1 }, DAY);
+    let message = orders.insert(order).await.unwrap().applied().unwrap().1.messages[0];
+    let fill = doc! { "$set": { "fill": "x".repeat(9 << 20) } };
+    assert_eq!(backend.update(doc! { "_id": "big" }, fill).await.unwrap(), 1);
+    let cancel = |order: &mut Order| order.outbox.cancel(message);
+    let receipt = orders.update("big", cancel).await.unwrap().receipt.unwrap();
+    assert_eq!(receipt.revision(message), Some(RevisionOutcome::Cancelled));
+    assert!(backend.outbox("big").await.is_empty());
     backend.end().await;
 }

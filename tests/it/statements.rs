@@ -6,6 +6,7 @@ use fastrand::Rng;
 use mongodb::{
     bson::{Bson, DateTime, Document, doc},
     error::{Error, ErrorKind, WriteFailure},
+    options::UpdateModifications,
 };
 
 use crate::support::TestDatabase;
@@ -37,9 +38,15 @@ impl Pair {
     }
 
     /// Inserts the document, and executes the update on it in both databases. Returns whether it was interpreted.
-    async fn compare(&mut self, mut document: Document, filter: Document, update: Document) -> bool {
+    async fn compare(
+        &mut self,
+        mut document: Document,
+        filter: Document,
+        update: impl Into<UpdateModifications>,
+    ) -> bool {
         self.next += 1;
-        let statement = format!("{filter} {update} on {document}");
+        let update = update.into();
+        let statement = format!("{filter} {update:?} on {document}");
         document.insert("_id", self.next);
         let mut by_id = doc! { "_id": self.next };
         by_id.extend(filter);
@@ -154,6 +161,13 @@ fn filters() -> Vec<Document> {
         doc! { "numbers": { "$in": 5 } },
         doc! { "numbers": { "$not": 5 } },
         doc! { "name": "a", "total": { "$gt": 0, "$lte": 1 } },
+        doc! { "$expr": { "$lte": [{ "$bsonSize": "$$ROOT" }, 1_000_i64] } },
+        doc! { "$expr": { "$lt": [{ "$bsonSize": "$$ROOT" }, 10] } },
+        doc! { "$expr": { "$lt": ["$$NOW", DateTime::MAX] }, "total": 1 },
+        doc! { "$expr": { "$gt": ["$absent", null] } },
+        doc! { "$expr": { "$eq": ["$sub.list.x", [1]] } },
+        doc! { "$expr": "$none" },
+        doc! { "$expr": { "$in": [5.0, "$numbers"] } },
     ]
 }
 
@@ -207,6 +221,39 @@ fn updates() -> Vec<Document> {
         doc! { "$setOnInsert": { "total": 9 } },
         doc! { "$set": { "outbox": [], "etag": 1 } },
     ]
+}
+
+fn pipelines() -> Vec<Vec<Document>> {
+    let staying =
+        |condition: Document| doc! { "$filter": { "input": "$outbox", "as": "entry", "cond": condition } };
+    let leaves = doc! { "$in": ["$$entry.id", { "$literal": [1, 4] }] };
+    let case = doc! { "case": { "$eq": ["$$entry.id", 2] }, "then": { "$mergeObjects": ["$$entry", { "id": 9, "at": 1 }] } };
+    let changed = doc! { "$switch": { "branches": [case], "default": "$$entry" } };
+    vec![
+        vec![doc! { "$set": { "z": "$total", "total": { "$literal": "$total" }, "a": "$absent" } }],
+        vec![doc! { "$unset": ["total", "absent", "sub"] }, doc! { "$set": { "b": "$total", "total": 1 } }],
+        vec![doc! { "$unset": "total" }],
+        vec![doc! { "$set": { "outbox": staying(doc! { "$not": [leaves.clone()] }) } }],
+        vec![doc! { "$set": { "outbox": staying(leaves) } }],
+        vec![doc! { "$set": { "outbox": { "$map": { "input": "$outbox", "as": "entry", "in": changed } } } }],
+        vec![
+            doc! { "$set": { "outbox": { "$concatArrays": ["$outbox", { "$literal": [{ "a": "$b" }] }] } } },
+        ],
+        vec![doc! { "$set": { "outbox": { "$concatArrays": ["$absent", { "$literal": [1] }] } } }],
+        vec![doc! { "$set": { "sub": { "$literal": { "new": { "$x": 1 } } } } }],
+        vec![doc! { "$set": { "_id": 5 } }],
+        vec![doc! { "$set": { "size": { "$cond": [{ "$isArray": "$tags" }, { "$size": "$tags" }, 0] } } }],
+    ]
+}
+
+#[tokio::test]
+async fn every_pipeline_leaves_the_same_document() {
+    let mut pair = Pair::start().await;
+    for stages in pipelines() {
+        let shown = format!("{stages:?}");
+        assert!(pair.compare(document(), doc! {}, stages).await, "{shown}");
+    }
+    pair.end().await;
 }
 
 #[tokio::test]

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use document_outbox::{
-    Aggregate, Dispatch, Error, InlineDispatcher, Message, Mode, Outbox, RetryPolicy, Store,
+    Aggregate, Dispatch, Error, Inbox, InlineDispatcher, Message, Mode, Outbox, ReceivingAggregate,
+    RetryPolicy, Store,
     deliver::{Handlers, Outcome},
+    receive::Subscriptions,
     store::{Deleted, Inserted, Saved},
     testing::{Kit, MessageState, NotQuiet, Recorder, SaveFault},
 };
@@ -227,6 +229,66 @@ async fn handlers_run_in_the_process() {
     kit.until_quiet().await.unwrap();
     assert_eq!(kit.recorder().messages::<Billed>(), [Billed { lines: 2 }, Billed { lines: 5 }]);
     assert_eq!(kit.document("invoices", "i-1").unwrap().get_i64("lines"), Ok(5));
+    kit.assert_nothing_left();
+}
+
+#[derive(Serialize, Deserialize)]
+struct Ledger {
+    #[serde(rename = "_id")]
+    id: String,
+    sum: i64,
+    #[serde(default)]
+    inbox: Inbox,
+    #[serde(skip)]
+    outbox: Outbox,
+}
+
+impl Aggregate for Ledger {
+    type Id = String;
+    fn id(&self) -> &String {
+        &self.id
+    }
+    fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
+    }
+}
+
+impl ReceivingAggregate for Ledger {
+    fn inbox(&mut self) -> &mut Inbox {
+        &mut self.inbox
+    }
+}
+
+impl Ledger {
+    fn new(id: String) -> Self {
+        Self { id, sum: 0, inbox: Inbox::default(), outbox: Outbox::default() }
+    }
+
+    fn add(&mut self, added: &Added) {
+        self.sum += added.amount;
+        self.outbox.send(Billed { lines: self.sum });
+    }
+}
+
+/// The subscriptions of a receiver apply each message once, even after a conflict or a repeat.
+#[tokio::test]
+async fn subscriptions_apply_a_repeated_message_once() {
+    let kit = Kit::builder().mode(Mode::Off).build();
+    let (orders, ledgers) = (with_order(&kit).await, kit.store::<Ledger>("ledgers"));
+    let key = |_: &Added| "all".to_owned();
+    let subscriptions = Subscriptions::new().into_aggregate(&ledgers, key, Ledger::new, Ledger::add);
+    kit.deliver_to(Handlers::builder().subscriptions("ledger", subscriptions).build().unwrap());
+    for amount in [2, 3] {
+        orders.update("o-1", |order| order.add(amount)).await.unwrap();
+        kit.fail_next_save(SaveFault::Conflict);
+        kit.until_quiet().await.unwrap();
+    }
+
+    assert!(kit.redeliver().await.iter().all(|outcome| *outcome == Outcome::Delivered));
+    kit.until_quiet().await.unwrap();
+    assert_eq!(kit.document("ledgers", "all").unwrap().get_i64("sum"), Ok(5));
+    let billed = kit.recorder().messages::<Billed>();
+    assert_eq!(billed, [2, 5, 2, 5].map(|lines| Billed { lines }));
     kit.assert_nothing_left();
 }
 

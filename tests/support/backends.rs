@@ -13,7 +13,10 @@ use document_outbox::{
     testing::{Kit, Recorder},
 };
 use futures::TryStreamExt;
-use mongodb::bson::{Bson, DateTime, Document, doc};
+use mongodb::{
+    bson::{Bson, DateTime, Document, doc},
+    options::UpdateModifications,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::TestDatabase;
@@ -45,6 +48,9 @@ struct Real {
     worker: Processor,
 }
 
+/// A lease so long that a slow machine doesn't reach its end.
+const LEASE: Duration = Duration::from_mins(10);
+
 /// A policy that retries so late that a test must make the message due.
 fn retry() -> RetryPolicy {
     RetryPolicy::default().with(|retry| {
@@ -64,7 +70,8 @@ impl Which {
     pub async fn start_deferring(self, mode: Mode, clears: Duration) -> Backend {
         match self {
             Self::InMemory => {
-                let kit = Kit::builder().mode(mode).retry(retry()).defer_clears(clears).build();
+                let kit =
+                    Kit::builder().mode(mode).retry(retry()).inline_lease(LEASE).defer_clears(clears).build();
                 let (recorder, inline) = (kit.recorder().clone(), kit.inline().clone());
                 Backend { recorder, inline, database: Database::InMemory(kit) }
             }
@@ -74,11 +81,13 @@ impl Which {
                 let inline = InlineDispatcher::builder(&test.client)
                     .mode(mode)
                     .retry(retry())
+                    .inline_lease(LEASE)
                     .defer_clears(clears)
                     .state_database(state.clone())
                     .deliver_to(recorder.clone());
                 let settings = ProcessorSettings::default().with(|settings| {
                     settings.retry = retry();
+                    settings.claim_lease = LEASE;
                     settings.state_database = state;
                 });
                 let worker = Processor::new(test.client.clone(), Arc::new(recorder.clone()), settings);
@@ -105,7 +114,11 @@ impl Backend {
     }
 
     /// Updates a document as another program would. Returns the number of documents that matched.
-    pub async fn update(&self, filter: Document, update: Document) -> Result<u64, mongodb::error::Error> {
+    pub async fn update(
+        &self,
+        filter: Document,
+        update: impl Into<UpdateModifications>,
+    ) -> Result<u64, mongodb::error::Error> {
         match &self.database {
             Database::InMemory(kit) => kit.update_one(COLLECTION, filter, update),
             Database::MongoDb(real) => Ok(real.test.orders().update_one(filter, update).await?.matched_count),

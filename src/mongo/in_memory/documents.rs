@@ -9,6 +9,7 @@ use mongodb::{
 
 use super::{
     compare::equal,
+    expression::Scope,
     filter::{check, matches},
     refused::{DOLLAR_IN_ID, DUPLICATE_KEY, INVALID_ID, Refused, TOO_LARGE},
     update::{Updates, Updating, new_document},
@@ -16,6 +17,8 @@ use super::{
 use crate::encoding::codec;
 
 const ID: &str = "_id";
+/// The condition of a filter that is an aggregation expression.
+const EXPRESSION: &str = "$expr";
 /// The largest document that a server stores.
 const MOST_BYTES: usize = 16 << 20;
 
@@ -37,7 +40,8 @@ pub(super) enum Matched {
 /// An update of one document.
 pub(super) struct UpdateParts<'a> {
     pub(super) filter: &'a Document,
-    pub(super) update: &'a Document,
+    /// A document of operators, or an array of stages.
+    pub(super) update: &'a Bson,
     pub(super) array_filters: &'a [Document],
 }
 
@@ -61,14 +65,32 @@ impl Documents {
         &self,
         namespace: &Namespace,
         filter: &Document,
+        now: DateTime,
     ) -> Result<Option<&Document>, Refused> {
-        let place = self.place_of(namespace, filter)?;
+        let place = self.place_of(namespace, filter, now)?;
         Ok(place.and_then(|place| self.of(namespace).get(place)))
     }
 
-    fn place_of(&self, namespace: &Namespace, filter: &Document) -> Result<Option<usize>, Refused> {
-        check(filter)?;
-        Ok(self.of(namespace).iter().position(|document| matches(filter, document)))
+    fn place_of(
+        &self,
+        namespace: &Namespace,
+        filter: &Document,
+        now: DateTime,
+    ) -> Result<Option<usize>, Refused> {
+        let mut conditions = filter.clone();
+        let expression = conditions.remove(EXPRESSION);
+        check(&conditions)?;
+
+        for (place, document) in self.of(namespace).iter().enumerate() {
+            if !matches(&conditions, document) {
+                continue;
+            }
+            match &expression {
+                Some(expression) if !Scope::of(document, now).is_true(expression)? => {}
+                _ => return Ok(Some(place)),
+            }
+        }
+        Ok(None)
     }
 
     pub(super) fn insert(&mut self, namespace: &Namespace, document: Document) -> Result<(), Refused> {
@@ -91,7 +113,7 @@ impl Documents {
         now: DateTime,
     ) -> Result<Matched, Refused> {
         let updates = Updates::check(parts.update, parts.array_filters, now, Updating::Stored)?;
-        let Some(place) = self.place_of(namespace, parts.filter)? else { return Ok(Matched::Nothing) };
+        let Some(place) = self.place_of(namespace, parts.filter, now)? else { return Ok(Matched::Nothing) };
         let Some(stored) = self.stored(namespace, place) else { return Ok(Matched::Nothing) };
         let after = updates.apply_to(stored)?;
         check_size(&after)?;
@@ -106,7 +128,7 @@ impl Documents {
         &mut self,
         namespace: &Namespace,
         filter: &Document,
-        update: &Document,
+        update: &Bson,
         now: DateTime,
     ) -> Result<Document, Refused> {
         let parts = UpdateParts { filter, update, array_filters: &[] };
@@ -117,12 +139,17 @@ impl Documents {
         }
         // The update may have changed a field that the filter requires, so find the document by its `_id`.
         let by_id = Document::from_iter([(ID.to_owned(), filter.get(ID).cloned().unwrap_or(Bson::Null))]);
-        Ok(self.find(namespace, &by_id)?.cloned().unwrap_or_default())
+        Ok(self.find(namespace, &by_id, now)?.cloned().unwrap_or_default())
     }
 
     /// Deletes one document.
-    pub(super) fn delete(&mut self, namespace: &Namespace, filter: &Document) -> Result<Matched, Refused> {
-        let Some(place) = self.place_of(namespace, filter)? else { return Ok(Matched::Nothing) };
+    pub(super) fn delete(
+        &mut self,
+        namespace: &Namespace,
+        filter: &Document,
+        now: DateTime,
+    ) -> Result<Matched, Refused> {
+        let Some(place) = self.place_of(namespace, filter, now)? else { return Ok(Matched::Nothing) };
         if let Some(documents) = self.collections.get_mut(&key(namespace)) {
             documents.remove(place);
         }

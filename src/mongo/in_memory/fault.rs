@@ -5,7 +5,7 @@
 #[non_exhaustive]
 pub enum SaveFault {
     /// Another process saves the document first, without messages, so a save or delete ends as a conflict. For an
-    /// insert, another process first inserts the same document.
+    /// insert, another process first inserts an equal document, with messages of its own.
     Conflict,
     /// Another process deletes the document first. An insert doesn't take this fault; the next save or delete does.
     Gone,

@@ -15,10 +15,12 @@
 mod assign;
 mod compare;
 mod documents;
+mod expression;
 pub(crate) mod fault;
 mod filter;
 mod operation;
 mod path;
+mod pipeline;
 mod projection;
 mod refused;
 pub(crate) mod time;
@@ -28,7 +30,7 @@ use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
 use mongodb::{
     Client, Namespace,
-    bson::{Bson, Document, RawDocument, RawDocumentBuf, doc},
+    bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc},
     error::Error,
     options::{ClientOptions, ReadConcern},
 };
@@ -86,7 +88,7 @@ struct DatabaseState {
 /// A decoded write.
 enum Write {
     Insert(Document),
-    Update { filter: Document, update: Document, array_filters: Vec<Document> },
+    Update { filter: Document, update: Bson, array_filters: Vec<Document> },
     Delete { filter: Document },
 }
 
@@ -144,12 +146,12 @@ impl InMemory {
         Ok(self.lock().documents.insert(namespace, document)?)
     }
 
-    /// Executes an update of the application on one document. Returns the number of documents that matched.
+    /// Executes an update of the application, with operators or with stages, on one document. Returns the number of documents that matched.
     pub(crate) fn update_own(
         &self,
         namespace: &Namespace,
         filter: &Document,
-        update: &Document,
+        update: &Bson,
     ) -> Result<u64, Error> {
         let parts = UpdateParts { filter, update, array_filters: &[] };
         let matched = self.lock().documents.update(namespace, &parts, self.time.now())?;
@@ -184,7 +186,7 @@ impl InMemory {
     pub(crate) async fn upsert(&self, upsert: Upsert) -> Result<Option<Document>, Error> {
         yield_now().await;
         let Upsert { namespace, filter, update } = upsert;
-        let after = self.lock().documents.upsert(&namespace, &filter, &update, self.time.now())?;
+        let after = self.lock().documents.upsert(&namespace, &filter, &update.into(), self.time.now())?;
         Ok(Some(after))
     }
 
@@ -192,9 +194,10 @@ impl InMemory {
         yield_now().await;
         let filter = plain(&find.filter)?;
         let state = self.lock();
-        let Some(document) = state.documents.find(find.namespace, &filter)? else { return Ok(None) };
+        let now = self.time.now();
+        let Some(document) = state.documents.find(find.namespace, &filter, now)? else { return Ok(None) };
         let found = match &find.projection {
-            Some(projection) => &projected(projection, document)?,
+            Some(projection) => &projected(projection, document, now)?,
             None => document,
         };
         match codec::encode(found) {
@@ -271,7 +274,7 @@ impl DatabaseState {
             Write::Update { filter, update, array_filters } => {
                 self.documents.update(namespace, &UpdateParts { filter, update, array_filters }, time.now())
             }
-            Write::Delete { filter } => self.documents.delete(namespace, filter),
+            Write::Delete { filter } => self.documents.delete(namespace, filter, time.now()),
         }
     }
 
@@ -286,20 +289,22 @@ impl DatabaseState {
         if let Write::Insert(document) = write {
             let mut theirs = document.clone();
             theirs.insert(ETAG, new_random());
-            theirs.insert(OUTBOX, Vec::<Bson>::new());
+            if let Ok(entries) = theirs.get_array_mut(OUTBOX) {
+                entries.iter_mut().filter_map(Bson::as_document_mut).for_each(make_theirs);
+            }
             // If the document exists, the write fails in the same way.
             let _exists = self.documents.insert(namespace, theirs);
             return;
         }
-        let (filter, update) = (write.by_id(), doc! { "$set": { ETAG: new_random() } });
+        let (filter, update) = (write.by_id(), doc! { "$set": { ETAG: new_random() } }.into());
         let parts = UpdateParts { filter: &filter, update: &update, array_filters: &[] };
         // The filter only has the `_id`, and the update has only `$set`, so both are interpreted.
-        let _saved = self.documents.update(namespace, &parts, mongodb::bson::DateTime::MIN);
+        let _saved = self.documents.update(namespace, &parts, DateTime::MIN);
     }
 
     /// Deletes the document of a write first, as another process would.
     fn delete_first(&mut self, namespace: &Namespace, write: &Write) {
-        let _deleted = self.documents.delete(namespace, &write.by_id());
+        let _deleted = self.documents.delete(namespace, &write.by_id(), DateTime::MIN);
     }
 }
 
@@ -307,11 +312,10 @@ impl Write {
     /// Decodes the statement of an update command.
     fn update(statement: &RawDocument) -> Result<Self, Refused> {
         let mut statement = decoded(statement)?;
-        let mut document = |name| match statement.remove(name) {
-            Some(Bson::Document(document)) => Ok(document),
-            _ => Err(Refused::not_interpreted(format_args!("an update whose `{name}` is not a document"))),
+        let (Some(Bson::Document(filter)), Some(update)) = (statement.remove("q"), statement.remove("u"))
+        else {
+            return Err(Refused::not_interpreted("an update without a filter or without operators"));
         };
-        let (filter, update) = (document("q")?, document("u")?);
         let array_filters = match statement.remove("arrayFilters") {
             Some(Bson::Array(filters)) => filters,
             _ => Vec::new(),
@@ -324,9 +328,10 @@ impl Write {
     fn is_of_store(&self) -> bool {
         match self {
             Self::Insert(_) => true,
-            Self::Update { update, .. } => {
-                update.get_document("$set").is_ok_and(|set| set.contains_key(ETAG))
+            Self::Update { update: Bson::Array(stages), .. } => {
+                stages.iter().filter_map(Bson::as_document).any(sets_etag)
             }
+            Self::Update { update, .. } => update.as_document().is_some_and(sets_etag),
             Self::Delete { filter } => filter.contains_key(ETAG),
         }
     }
@@ -339,6 +344,21 @@ impl Write {
         };
         Document::from_iter([(ID.to_owned(), filter.get(ID).cloned().unwrap_or(Bson::Null))])
     }
+}
+
+/// Turns an entry into one that another process has sent, and that no process has claimed.
+fn make_theirs(entry: &mut Document) {
+    entry.insert("id", new_random());
+    if entry.remove("claimed_by").is_some()
+        && let Some(created_at) = entry.get("created_at").cloned()
+    {
+        entry.insert("available_at", created_at);
+    }
+}
+
+/// Whether an update, or a stage of an update, sets the etag.
+fn sets_etag(update: &Document) -> bool {
+    update.get_document("$set").is_ok_and(|set| set.contains_key(ETAG))
 }
 
 fn decoded(raw: &RawDocument) -> Result<Document, Refused> {

@@ -14,7 +14,8 @@ use super::{
     filter::operators_of,
     operation::{Operation, operators},
     path::{ArrayFilters, Step, in_order, steps, text_of},
-    refused::{CONFLICTING_OPERATORS, IMMUTABLE_FIELD, Refused},
+    pipeline::piped,
+    refused::{CONFLICTING_OPERATORS, FAILED_TO_PARSE, IMMUTABLE_FIELD, Refused},
 };
 
 /// The operation on one path.
@@ -24,7 +25,13 @@ struct FieldUpdate {
 }
 
 /// A checked update.
-pub(super) struct Updates {
+pub(super) enum Updates {
+    Operators(OperatorUpdates),
+    Pipeline { stages: Vec<Bson>, now: DateTime },
+}
+
+/// A checked update that is made of operators.
+pub(super) struct OperatorUpdates {
     fields: Vec<FieldUpdate>,
     /// The fields to rename, with their new names.
     renames: Vec<(String, String)>,
@@ -40,8 +47,41 @@ pub(super) enum Updating {
 }
 
 impl Updates {
-    /// Checks that every part of an update is interpreted and has the right form.
+    /// Checks an update, which is a document of operators or an array of stages.
     pub(super) fn check(
+        update: &Bson,
+        array_filters: &[Document],
+        now: DateTime,
+        updating: Updating,
+    ) -> Result<Self, Refused> {
+        match update {
+            Bson::Document(operators) => {
+                OperatorUpdates::check(operators, array_filters, now, updating).map(Self::Operators)
+            }
+            Bson::Array(stages) if array_filters.is_empty() => {
+                Ok(Self::Pipeline { stages: stages.clone(), now })
+            }
+            _ => {
+                let text = "an update is a document, or a pipeline without array filters";
+                Err(Refused::new(FAILED_TO_PARSE, text))
+            }
+        }
+    }
+
+    /// Returns the document as the update leaves it.
+    pub(super) fn apply_to(&self, document: &Document) -> Result<Document, Refused> {
+        let after = match self {
+            Self::Operators(operators) => operators.apply_to(document)?,
+            Self::Pipeline { stages, now } => piped(document, stages, *now)?,
+        };
+        check_id(document, &after)?;
+        Ok(after)
+    }
+}
+
+impl OperatorUpdates {
+    /// Checks that every part of an update is interpreted and has the right form.
+    fn check(
         update: &Document,
         array_filters: &[Document],
         now: DateTime,
@@ -65,8 +105,7 @@ impl Updates {
         Ok(Self { fields, renames, array_filters })
     }
 
-    /// Returns the document as the update leaves it.
-    pub(super) fn apply_to(&self, document: &Document) -> Result<Document, Refused> {
+    fn apply_to(&self, document: &Document) -> Result<Document, Refused> {
         let mut fields: Vec<(Vec<Step>, &Operation)> = Vec::new();
         fields.extend(self.fields.iter().map(|field| (field.path.clone(), &field.operation)));
         let renames = self.renames_in(document);
@@ -82,9 +121,10 @@ impl Updates {
                 apply(&mut after, &names, operation)?;
             }
         }
-        let Bson::Document(after) = after else { return Ok(document.clone()) };
-        check_id(document, &after)?;
-        Ok(after)
+        match after {
+            Bson::Document(after) => Ok(after),
+            _ => Ok(document.clone()),
+        }
     }
 
     /// The operations that rename the fields of a document.
@@ -186,7 +226,8 @@ mod tests {
         now: DateTime,
         updating: Updating,
     ) -> Result<Document, Refused> {
-        Updates::check(update, array_filters, now, updating)?.apply_to(document)
+        let update = Bson::Document(update.clone());
+        Updates::check(&update, array_filters, now, updating)?.apply_to(document)
     }
 
     fn after(document: &Document, update: Document) -> Document {
