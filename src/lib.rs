@@ -54,8 +54,8 @@
 //! # Features
 //! `derive` (default) provides the derive macros [`Aggregate`](macro@Aggregate) and [`Message`](macro@Message).
 //!
-//! `rabbitmq` (default) provides the destination [`deliver::RabbitMq`], [`CommandSender`], the receiver of [`receive`] and
-//! [`amqp`].
+//! `rabbitmq` (default) provides the destination [`deliver::RabbitMq`], [`CommandSender`], the receiver of [`receive`],
+//! [`amqp`], and the description of messages by [`asyncapi`].
 //! Without this feature no AMQP client is linked. Turn the feature off if all messages go to handlers or to your own
 //! destination.
 //!
@@ -66,6 +66,8 @@
 //! another crate turns on the driver's `bson-3`, version 3 is used.
 //!
 //! `testing` provides the module `testing`, a test kit for applications with an in-memory database.
+//!
+//! `schemars` adds the schemas of payloads to AsyncAPI documents.
 //!
 //! `opentelemetry` stores the trace context of a save with its messages, so that the delivery continues that trace.
 //! Without this feature, a message carries only a `traceparent` header that its sender added.
@@ -80,6 +82,8 @@ compile_error!(
 mod aggregate;
 #[cfg(feature = "rabbitmq")]
 pub mod amqp;
+#[cfg(feature = "rabbitmq")]
+pub mod asyncapi;
 pub mod command;
 pub mod deliver;
 pub mod dispatch;

@@ -9,6 +9,8 @@
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 
 mod amqp;
+#[cfg(feature = "schemars")]
+mod asyncapi;
 mod await_confirm;
 mod broker_outage;
 #[cfg(feature = "testing")]
