@@ -20,6 +20,9 @@ pub enum OperateError {
     /// An argument has a wrong form; the text is a sentence.
     #[error("{0}")]
     Argument(String),
+    /// The operation is refused, because it could do damage; the text is a sentence.
+    #[error("{0}")]
+    Forbidden(String),
     /// A token of a page belongs to another query, or is damaged.
     #[error("the page token {0}; start without it")]
     PageToken(&'static str),
@@ -42,7 +45,9 @@ pub enum OperateError {
         what: String,
     },
     /// The user lacks a privilege.
-    #[error("MongoDB refuses this user {what}: grant the role outboxViewer of deploy/roles ({said})")]
+    #[error(
+        "MongoDB refuses this user {what}: grant the role outboxViewer of deploy/roles, or outboxOperator for acts ({said})"
+    )]
     Refused {
         /// What was read.
         what: String,

@@ -14,9 +14,10 @@
 //! | Which failures are there? | [`groups`] |
 //! | Is everything set up as it must be? | [`doctor`] |
 //! | Which delay keeps my objective? | [`advise`] |
+//! | Replay, discard, restore, kill, release; who did that? | [`act`] |
 //!
 //! # Guarantees
-//! - None of these operations writes. Every query has a time limit.
+//! - Only [`act`] writes. Every query has a time limit.
 //! - Memory is bounded: documents are read with cursors, one page at a time.
 //! - `deliverable()` of the library decides what may be delivered; this crate only explains its answers.
 //!
@@ -26,6 +27,7 @@
 
 #![cfg_attr(test, allow(clippy::pedantic, reason = "these lints apply to product code, not to tests"))]
 
+pub mod act;
 pub mod advise;
 pub mod catalogue;
 pub mod doctor;

@@ -49,7 +49,7 @@ pub struct General {
     /// The time limit of each query, for example 2m
     #[arg(long, global = true, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub max_time: Duration,
-    /// Show payloads completely, without redaction
+    /// Show payloads completely; the audit trail keeps that, and needs a --reason
     #[arg(long, global = true)]
     pub reveal: bool,
 }
@@ -100,6 +100,31 @@ pub enum Command {
     Doctor,
     /// Advise on the delay that keeps an objective
     Advise(AdviseArgs),
+    /// Make dead messages due again
+    Replay(ActArgs),
+    /// Move dead messages from their outboxes to the archive
+    Discard(ActArgs),
+    /// Mark living messages dead, so that they are not delivered
+    Kill(ActArgs),
+    /// End claims, so that other processes can take the messages
+    Release {
+        /// The messages, and the reason
+        #[command(flatten)]
+        act: ActArgs,
+        /// Accept that a message is delivered twice if the holder of its claim still works
+        #[arg(long)]
+        force: bool,
+    },
+    /// Return discarded messages from the archive to their outboxes
+    Restore(RestoreArgs),
+    /// List discarded messages
+    Archive {
+        /// The number of messages
+        #[arg(long, short, default_value_t = 50)]
+        limit: u32,
+    },
+    /// List who did what, when and why
+    Audit(AuditArgs),
 }
 
 /// The arguments of `list`.
@@ -137,6 +162,12 @@ pub struct MessageArgs {
     /// Allow reading a whole collection that has no index
     #[arg(long)]
     pub scan: bool,
+    /// Why the payload is revealed, for the audit trail
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Who, for the audit trail
+    #[arg(long, value_name = "NAME", env = "USER")]
+    pub by: Option<String>,
 }
 
 /// The arguments of `advise`.
@@ -157,6 +188,72 @@ pub struct AdviseArgs {
     /// The rescuer's sweep interval
     #[arg(long, default_value = "10s", value_parser = duration)]
     pub sweep_interval: Duration,
+}
+
+/// The arguments of an act.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct ActArgs {
+    /// Ids of messages, or conditions as in `list`
+    #[arg(value_name = "ID|QUERY", required = true)]
+    pub messages: Vec<String>,
+    /// Do it; without this option, only show which messages are taken
+    #[arg(long, requires = "reason")]
+    pub execute: bool,
+    /// Why, for the audit trail
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Who, for the audit trail
+    #[arg(long, value_name = "NAME", env = "USER")]
+    pub by: Option<String>,
+    /// Do nothing if more messages match
+    #[arg(long, value_name = "NUMBER", default_value_t = outbox_operate::act::DEFAULT_CEILING)]
+    pub ceiling: usize,
+    /// Do nothing if another number of messages matches
+    #[arg(long, value_name = "NUMBER")]
+    pub expect: Option<usize>,
+    /// Allow reading whole collections
+    #[arg(long)]
+    pub scan: bool,
+    /// The name of the profile, if it is marked as production
+    #[arg(long, value_name = "PROFILE")]
+    pub confirm: Option<String>,
+}
+
+/// The arguments of `restore`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct RestoreArgs {
+    /// Ids of discarded messages
+    #[arg(value_name = "ID", required = true)]
+    pub ids: Vec<String>,
+    /// Why, for the audit trail
+    #[arg(long, value_name = "TEXT", required = true)]
+    pub reason: Option<String>,
+    /// Who, for the audit trail
+    #[arg(long, value_name = "NAME", env = "USER")]
+    pub by: Option<String>,
+    /// The name of the profile, if it is marked as production
+    #[arg(long, value_name = "PROFILE")]
+    pub confirm: Option<String>,
+}
+
+/// The arguments of `audit`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct AuditArgs {
+    /// Only acts on this message
+    #[arg(long, value_name = "ID")]
+    pub message: Option<String>,
+    /// Only acts of this operation
+    #[arg(long, value_name = "ID")]
+    pub operation: Option<String>,
+    /// Only acts of this last time, for example 24h
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub since: Option<Duration>,
+    /// The number of acts
+    #[arg(long, short, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub limit: u32,
+    /// First add the outcomes of acts that were interrupted
+    #[arg(long)]
+    pub settle: bool,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -5,13 +5,16 @@ use std::str::FromStr;
 use mongodb::{Namespace, bson::Uuid};
 use outbox_operate::{
     Query,
+    act::{Act, Force},
     advise::Times,
     doctor::Level,
     find::FoundMessage,
     list::{ListRequest, PlanNote, Scan},
+    redact::Reveal,
 };
 
 use crate::{
+    acting,
     args::{AdviseArgs, Args, Command, Format, General, ListArgs, MessageArgs},
     exit::{Exit, Failure},
     output, screens,
@@ -55,6 +58,16 @@ async fn run_command(args: &Args) -> Result<Exit, Failure> {
         }
         Command::Doctor => doctor(general, &setup.await?).await,
         Command::Advise(advise_args) => advise(general, &setup.await?, advise_args).await,
+        Command::Replay(act) => acting::act(general, &setup.await?, Act::Replay, act, Force::Never).await,
+        Command::Discard(act) => acting::act(general, &setup.await?, Act::Discard, act, Force::Never).await,
+        Command::Kill(act) => acting::act(general, &setup.await?, Act::Kill, act, Force::Never).await,
+        Command::Release { act, force } => {
+            let force = if *force { Force::Accepted } else { Force::Never };
+            acting::act(general, &setup.await?, Act::Release, act, force).await
+        }
+        Command::Restore(restore) => acting::restore(general, &setup.await?, restore).await,
+        Command::Archive { limit } => acting::archive(general, &setup.await?, *limit).await,
+        Command::Audit(audit) => acting::audit(general, &setup.await?, audit).await,
     }
 }
 
@@ -128,6 +141,10 @@ fn notes(general: &General, plans: &[PlanNote]) {
 
 async fn show(general: &General, setup: &Setup, args: &MessageArgs) -> Result<Exit, Failure> {
     let found = find(setup, args).await?;
+    if setup.redaction.reveal() == Reveal::Everything {
+        let author = acting::author(args.reason.as_deref(), args.by.as_deref())?;
+        setup.operator.record_reveal(&found, author).await?;
+    }
     let view = setup.operator.show(&found, &setup.redaction).await?.ok_or_else(gone)?;
     let now = setup.operator.now().await?;
     output::write(general.output, &view, || screens::message::draw(&view, now, general.width))?;

@@ -59,7 +59,9 @@ impl Failure {
             | Self::Operation(
                 OperateError::Query(_) | OperateError::Argument(_) | OperateError::PageToken(_),
             ) => Exit::Usage,
-            Self::Operation(OperateError::NeedsScan { .. } | OperateError::Refused { .. }) => Exit::Refused,
+            Self::Operation(
+                OperateError::NeedsScan { .. } | OperateError::Refused { .. } | OperateError::Forbidden(_),
+            ) => Exit::Refused,
             Self::NotFound(_) => Exit::NothingMatched,
             Self::Operation(_) | Self::Output(_) => Exit::Failed,
         }

@@ -12,6 +12,7 @@
 
 #![cfg_attr(test, allow(clippy::pedantic, reason = "these lints apply to product code, not to tests"))]
 
+pub mod acting;
 pub mod args;
 pub mod commands;
 pub mod exit;

@@ -27,7 +27,11 @@ use lapin::{
 };
 use mongodb::{
     Client,
-    bson::{Document, RawDocumentBuf, Uuid, doc},
+    bson::{DateTime, Document, RawDocumentBuf, Uuid, doc},
+};
+use outbox_operate::{
+    OperateError, Operator, OperatorSettings, Query,
+    act::{Act, ActRequest, AuditRequest, Author},
 };
 use serde_json::json;
 use tokio::sync::watch;
@@ -304,6 +308,71 @@ async fn the_roles_permit_nothing_beyond_their_work() {
     for (user, exchange) in [(rescuer, "outbox.messages"), (dispatcher, COMMANDS_EXCHANGE)] {
         let published = publish_as(&secured, user, exchange).await;
         assert!(published.contains("ACCESS_REFUSED"), "{user} on {exchange}: {published}");
+    }
+}
+
+/// An operator of the shop, logged in as this user.
+async fn operator(secured: &Secured, user: &str) -> Operator {
+    Operator::new(secured.client(user).await, OperatorSettings::new(vec!["shop.*".parse().unwrap()]))
+}
+
+/// A viewer reads everything and writes nothing. An operator changes entries, and only adds to the audit trail and to
+/// the archive.
+#[tokio::test]
+async fn the_operators_roles_permit_their_commands() {
+    let secured = Secured::start().await;
+    let orders = secured.client(ADMIN).await.database("shop").collection::<Document>("orders");
+    orders.create_indexes(document_outbox::store::indexes()).await.unwrap();
+    let dead = |id: Uuid| doc! { "id": id, "type": "a", "payload": {}, "dead_at": DateTime::now(), "dead_reason": "permanent" };
+    let (one, two) = (Uuid::new(), Uuid::new());
+    orders.insert_one(doc! { "_id": "o-1", "outbox": [dead(one), dead(two)] }).await.unwrap();
+    let author =
+        || Author { name: "alice".into(), host: "here".into(), tool: "test".into(), reason: "x".into() };
+    let of = |act: Act, id: Uuid| ActRequest::new(act, format!("id:{id}").parse().unwrap());
+
+    let viewer = operator(&secured, "viewer").await;
+    assert_eq!(viewer.status().await.unwrap().counts[0].messages, 2);
+    viewer.groups(&Query::default()).await.unwrap();
+    let findings = viewer.doctor().await.unwrap();
+    assert!(!findings.iter().any(|finding| finding.runbook == Some("Privileges")), "{findings:#?}");
+    let refused = viewer.execute(&of(Act::Replay, one), author(), |_| {}).await.unwrap_err();
+    assert!(matches!(refused, OperateError::Refused { .. }), "{refused}");
+
+    let acting = operator(&secured, "operator").await;
+    for (act, id) in [(Act::Replay, one), (Act::Kill, one), (Act::Discard, two)] {
+        let sum = acting.execute(&of(act, id), author(), |_| {}).await.unwrap();
+        assert_eq!((sum.done, sum.failed), (1, 0), "{act}");
+    }
+    assert_eq!(acting.restore(&[two], author(), |_| {}).await.unwrap().done, 1);
+    let records = acting.audit(&AuditRequest { limit: 10, ..AuditRequest::default() }).await.unwrap();
+    assert_eq!(records.len(), 4);
+    assert_eq!(records[0].mongodb_user.as_deref(), Some("operator@admin"));
+
+    let (all, change) = (doc! { "q": {}, "limit": 0 }, doc! { "q": {}, "u": { "$set": { "x": 1 } } });
+    let insert = || doc! { "insert": "audit", "documents": [{ "_id": 1 }] };
+    for (user, database, command) in [
+        ("operator", "document_outbox", doc! { "update": "audit", "updates": [&change] }),
+        ("operator", "document_outbox", doc! { "delete": "audit", "deletes": [&all] }),
+        ("operator", "document_outbox", doc! { "update": "archive", "updates": [&change] }),
+        ("operator", "document_outbox", doc! { "delete": "archive", "deletes": [&all] }),
+        ("operator", "document_outbox", doc! { "update": "leases", "updates": [&change] }),
+        ("operator", "document_outbox", doc! { "drop": "audit" }),
+        ("operator", "shop", doc! { "delete": "orders", "deletes": [&all] }),
+        ("operator", "shop", doc! { "insert": "orders", "documents": [{ "_id": 1 }] }),
+        ("viewer", "shop", doc! { "update": "orders", "updates": [&change] }),
+        ("viewer", "document_outbox", insert()),
+        ("shop", "document_outbox", doc! { "find": "audit" }),
+        ("shop", "document_outbox", doc! { "find": "archive" }),
+        ("shop", "document_outbox", insert()),
+        ("outbox-dispatcher", "document_outbox", doc! { "find": "archive" }),
+        ("outbox-dispatcher", "document_outbox", insert()),
+        ("outbox-rescuer", "document_outbox", doc! { "find": "audit" }),
+        ("outbox-rescuer", "document_outbox", insert()),
+    ] {
+        let name = format!("{user}: {command}");
+        let answer = secured.client(user).await.database(database).run_command(command).await;
+        let error = answer.expect_err(&name);
+        assert!(error.to_string().contains("not authorized"), "{name}: {error}");
     }
 }
 

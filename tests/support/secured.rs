@@ -145,6 +145,8 @@ impl Secured {
             ("outbox-rescuer", "outboxRescuer"),
             ("outbox-dispatcher", "outboxDispatcher"),
             ("shop", "outboxApplication"),
+            ("viewer", "outboxViewer"),
+            ("operator", "outboxOperator"),
         ] {
             self.grant(user, &[role]).await;
         }

@@ -217,10 +217,6 @@ fn of_documents(query: &Query, collection: &WatchedCollection) -> (Vec<Read>, Pl
 
 fn of_all(query: &Query, collection: &WatchedCollection) -> (Vec<Read>, PlanNote) {
     let mut read = Read::of(query, collection, Part::ById, None);
-    // A condition on elements would leave out the malformed ones.
-    if query.includes(MessageState::Unreadable) {
-        read.element = Document::new();
-    }
     read.document = doc! { "outbox": { "$exists": true, "$ne": [] } };
 
     let note = PlanNote {

@@ -31,7 +31,7 @@ pub struct Lister {
     reads: VecDeque<Read>,
     open: Option<(Read, Cursor<RawDocumentBuf>)>,
     /// The rest of the document that was read last.
-    rows: VecDeque<(Row, Place)>,
+    rows: VecDeque<(DocumentRef, Row, Place)>,
     /// The place after which the first read continues.
     resume: Option<Place>,
     last: Option<Place>,
@@ -101,10 +101,15 @@ fn name(namespace: &Namespace) -> String {
 impl Lister {
     /// The next message.
     pub async fn next(&mut self) -> Result<Option<Row>, OperateError> {
+        Ok(self.next_message().await?.map(|(_, row)| row))
+    }
+
+    /// The next message, with its document.
+    pub(crate) async fn next_message(&mut self) -> Result<Option<(DocumentRef, Row)>, OperateError> {
         loop {
-            if let Some((row, place)) = self.rows.pop_front() {
+            if let Some((document, row, place)) = self.rows.pop_front() {
                 self.last = Some(place);
-                return Ok(Some(row));
+                return Ok(Some((document, row)));
             }
             if self.open.is_none() && !self.open_next().await? {
                 return Ok(None);
@@ -189,7 +194,7 @@ impl Lister {
                 message: row.id,
                 number: i32::try_from(row.place).unwrap_or(i32::MAX),
             };
-            self.rows.push_back((row, place));
+            self.rows.push_back((document.clone(), row, place));
         }
         Ok(())
     }

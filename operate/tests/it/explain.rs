@@ -65,7 +65,8 @@ async fn an_earlier_message_is_named_as_the_blocker() {
     let (head, dead, blocked) =
         (scene.retrying("timed out"), scene.dead("permanent", "no"), entry("b", doc! {}));
     let (head_id, dead_id, blocked_id) = (id_of(&head), id_of(&dead), id_of(&blocked));
-    let outbox: Vec<Bson> = vec![Bson::Null, dead.into(), head.into(), blocked.into()];
+    let second = entry("a", doc! { "available_at": scene.at(5), "claimed_by": "worker/1" });
+    let outbox: Vec<Bson> = vec![Bson::Null, dead.into(), head.into(), second.into(), blocked.into()];
     scene.insert("o-1", outbox).await;
 
     let explanation = explained(&scene, blocked_id).await;
@@ -91,6 +92,21 @@ async fn an_earlier_message_is_named_as_the_blocker() {
 }
 
 #[tokio::test]
+async fn a_copied_message_is_found_in_each_document() {
+    let scene = Scene::new().await;
+    let stored = entry("a", doc! {});
+    let id = id_of(&stored);
+    scene.insert("o-1", vec![stored.clone()]).await;
+    scene.insert("o-2", vec![stored]).await;
+    let find = async |within: &str| {
+        let within: Query = within.parse().unwrap();
+        scene.operator.find_message(id, &within, Scan::Never).await.unwrap().len()
+    };
+    assert_eq!((find("").await, find("doc:o-2").await, find("doc:o-3").await), (2, 1, 0));
+    scene.drop().await;
+}
+
+#[tokio::test]
 async fn a_document_shows_its_whole_outbox_and_inbox() {
     let scene = Scene::new().await;
     let (head, blocked) = (scene.retrying("timed out"), entry("b", doc! {}));
@@ -98,7 +114,7 @@ async fn a_document_shows_its_whole_outbox_and_inbox() {
         "_id": "o-1",
         "received": [{ "id": new_id(), "at": scene.at(-3) }, { "id": new_id(), "at": scene.at(-1) }],
         "lines": [{ "id": new_id(), "at": scene.at(-3), "sku": "x" }],
-        "outbox": [Bson::Null, Bson::from(head), Bson::from(blocked)],
+        "outbox": [Bson::Null, Bson::from(head), Bson::from(blocked), Bson::from(scene.dead("permanent", "no"))],
     };
     scene.orders().insert_one(document).await.unwrap();
     let lease = doc! {
@@ -113,6 +129,7 @@ async fn a_document_shows_its_whole_outbox_and_inbox() {
     assert_eq!(reasons[0], &Reason::Unreadable);
     assert_eq!(reasons[1], &Reason::Retrying);
     assert!(matches!(reasons[2], Reason::Behind { place: 2, .. }));
+    assert_eq!(reasons[3], &Reason::Dead, "a dead message waits for nothing");
     assert_eq!(view.inboxes.len(), 1, "only records of an id and a date are an inbox");
     assert_eq!((view.inboxes[0].field.as_str(), view.inboxes[0].records), ("received", 2));
     assert_eq!(view.oversized.as_ref().map(|lease| (lease.failed, lease.dead)), Some((1, 0)));

@@ -5,6 +5,7 @@
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod act;
 mod doctor;
 mod explain;
 mod groups;

@@ -1,10 +1,19 @@
 //! Tests that the operations only read.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use mongodb::bson::{Document, doc};
+use mongodb::{
+    Client, Namespace,
+    bson::{Document, doc},
+    event::{EventHandler, command::CommandEvent},
+    options::{ClientOptions, ServerAddress},
+};
 use outbox_operate::{
-    OperateError, Query, ReadFrom,
+    OperateError, Operator, OperatorSettings, Query, ReadFrom,
     advise::Times,
     list::{ListRequest, Scan},
     redact::Redaction,
@@ -47,17 +56,39 @@ async fn no_operation_writes_anything() {
     scene.drop().await;
 }
 
+/// The ports of the members that answer `find`.
+async fn ports_that_answer(read_from: ReadFrom) -> (BTreeSet<u16>, u16) {
+    let uri =
+        std::env::var("OUTBOX_TEST_MONGODB_RS3_URI").expect(r#"run `scripts/services up --replicas 3`"#);
+    let ports = Arc::new(Mutex::new(BTreeSet::new()));
+    let seen = ports.clone();
+    let mut options = ClientOptions::parse(uri).await.unwrap();
+    options.command_event_handler = Some(EventHandler::callback(move |event: CommandEvent| {
+        if let CommandEvent::Started(started) = event
+            && started.command_name == "find"
+            && let ServerAddress::Tcp { port: Some(port), .. } = started.connection.address
+        {
+            seen.lock().unwrap().insert(port);
+        }
+    }));
+    let client = Client::with_options(options).unwrap();
+    let settings = OperatorSettings::new(vec!["no_such_database.*".parse().unwrap()])
+        .with(|settings| settings.read_from = read_from);
+    let operator = Operator::new(client.clone(), settings);
+    operator.documents(Namespace::new("no_such_database", "orders"), "o-1").await.unwrap();
+
+    let hello = client.database("admin").run_command(doc! { "hello": 1 }).await.unwrap();
+    let primary = hello.get_str("primary").unwrap().rsplit(':').next().unwrap().parse().unwrap();
+    let ports = ports.lock().unwrap().clone();
+    (ports, primary)
+}
+
 #[tokio::test]
 async fn a_secondary_answers_when_asked_to() {
-    let scene = Scene::new().await.with(|settings| settings.read_from = ReadFrom::Secondary);
-    scene.with_every_state().await;
-    // A secondary can be behind, so only the answer itself is certain.
-    scene
-        .operator
-        .list(ListRequest { query: Query::default(), limit: 3, after: None, scan: Scan::Never })
-        .await
-        .unwrap();
-    scene.drop().await;
+    let (answered, primary) = ports_that_answer(ReadFrom::Primary).await;
+    assert_eq!(answered, [primary].into());
+    let (answered, primary) = ports_that_answer(ReadFrom::Secondary).await;
+    assert!(!answered.is_empty() && !answered.contains(&primary), "{answered:?}, {primary}");
 }
 
 #[tokio::test]

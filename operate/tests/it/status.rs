@@ -9,7 +9,7 @@ use outbox_operate::{
     streams::OplogWindow,
 };
 
-use crate::scene::Scene;
+use crate::scene::{Scene, entry};
 
 fn count(status: &Status, message_type: Option<&str>, state: MessageState) -> i64 {
     let of = |count: &&outbox_operate::status::Count| {
@@ -41,6 +41,21 @@ async fn messages_are_counted_by_type_and_state() {
     assert!(status.left_out.is_empty());
     assert!(matches!(status.oplog, OplogWindow::Covers { .. }), "{:?}", status.oplog);
     assert_eq!(status.commands, None);
+    scene.drop().await;
+}
+
+#[tokio::test]
+async fn past_dates_are_due_whatever_the_fields() {
+    let scene = Scene::new().await;
+    let past = |extra: mongodb::bson::Document| {
+        let mut fields = doc! { "created_at": scene.at(-9), "available_at": scene.at(-1) };
+        fields.extend(extra);
+        entry("order.placed", fields)
+    };
+    let expired = past(doc! { "claimed_by": "worker/1" });
+    scene.insert("o-1", vec![past(doc! {}), expired, past(doc! { "attempts": 3 })]).await;
+    let status = scene.operator.status().await.unwrap();
+    assert_eq!(count(&status, Some("order.placed"), MessageState::Due), 3, "{:?}", status.counts);
     scene.drop().await;
 }
 

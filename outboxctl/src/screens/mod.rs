@@ -1,6 +1,8 @@
 //! Draws results as text. Every screen is a pure function of a result, the time and the width.
 
+pub mod act;
 pub mod advise;
+pub mod audit;
 pub mod doctor;
 pub mod document;
 pub mod explain;

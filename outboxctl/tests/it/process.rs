@@ -45,10 +45,28 @@ impl Shop {
 
     fn run(&self, arguments: &[&str]) -> Output {
         let watch = format!("{}.*", self.database.name());
-        run(arguments, &[("OUTBOX_MONGODB_URI", &self.uri), ("OUTBOX_WATCH", &watch)])
+        let state = self.state().name().to_owned();
+        let environment = [
+            ("OUTBOX_MONGODB_URI", self.uri.as_str()),
+            ("OUTBOX_WATCH", &watch),
+            ("OUTBOX_STATE_DATABASE", &state),
+            ("USER", "alice"),
+        ];
+        run(arguments, &environment)
+    }
+
+    fn state(&self) -> Database {
+        self.database.client().database(&format!("{}_state", self.database.name()))
+    }
+
+    /// The number of dead messages.
+    async fn dead(&self) -> u64 {
+        let orders = self.database.collection::<Document>("orders");
+        orders.count_documents(doc! { "outbox.dead_at": { "$exists": true } }).await.unwrap()
     }
 
     async fn drop(self) {
+        self.state().drop().await.unwrap();
         self.database.drop().await.unwrap();
     }
 }
@@ -128,8 +146,13 @@ async fn payloads_are_hidden_unless_revealed() {
     let dead = shop.dead.to_string();
     let (hidden, _) = text(&shop.run(&["show", &dead]));
     assert!(hidden.contains("<string of 17 characters>") && !hidden.contains("hunter2"), "{hidden}");
-    let (revealed, _) = text(&shop.run(&["show", &dead, "--reveal"]));
+    let silent = shop.run(&["show", &dead, "--reveal"]);
+    assert_eq!(silent.status.code(), Some(2), "it needs a reason");
+    assert!(!text(&silent).0.contains("hunter2"));
+    let (revealed, _) = text(&shop.run(&["show", &dead, "--reveal", "--reason", "ticket 1"]));
     assert!(revealed.contains("hunter2@b.example"), "{revealed}");
+    let (trail, _) = text(&shop.run(&["audit"]));
+    assert!(trail.contains("reveal") && trail.contains("alice") && trail.contains("ticket 1"), "{trail}");
 
     let profiles = Profiles::new();
     let content = format!(
@@ -142,6 +165,79 @@ async fn payloads_are_hidden_unless_revealed() {
     let shown = run(&["show", &dead, "--profile", "test", "--profiles", directory], &[]);
     let (shown, notes) = text(&shown);
     assert!(shown.contains("hunter2"), "the profile's rule hides another field: {shown} {notes}");
+    shop.drop().await;
+}
+
+#[tokio::test]
+async fn an_act_is_shown_before_it_is_executed() {
+    let shop = Shop::new().await;
+    let preview = shop.run(&["replay", "state:dead"]);
+    let (shown, _) = text(&preview);
+    assert_eq!(preview.status.code(), Some(0));
+    assert!(shown.contains("takes 5 messages") && shown.contains("--execute --expect 5"), "{shown}");
+    assert_eq!(shop.dead().await, 5, "a preview changes nothing");
+
+    for (arguments, code) in [
+        (vec!["replay", "state:dead", "--execute"], 2),
+        (vec!["replay"], 2),
+        (vec!["replay", "type:none"], 3),
+        (vec!["replay", "state:dead", "--execute", "--reason", "x", "--expect", "4"], 5),
+        (vec!["replay", "state:dead", "--execute", "--reason", "x", "--ceiling", "4"], 5),
+        (vec!["release", "state:claimed"], 5),
+        (vec!["restore", "--reason", "x", &Uuid::new().to_string()], 2),
+    ] {
+        let output = shop.run(&arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {:?}", text(&output));
+    }
+    assert_eq!(shop.dead().await, 5);
+
+    let dead = shop.dead.to_string();
+    let discard = shop.run(&["discard", &dead, "--execute", "--reason", "ticket 1"]);
+    assert_eq!(discard.status.code(), Some(0), "{:?}", text(&discard));
+    assert!(text(&shop.run(&["archive"])).0.contains(&dead));
+    let restore = shop.run(&["restore", &dead, "--reason", "a mistake", "-o", "json"]);
+    let restored: Value = serde_json::from_slice(&restore.stdout).unwrap();
+    assert_eq!(restored["sum"]["done"], 1, "{restored}");
+    let replay = shop.run(&["replay", "state:dead", "--execute", "--reason", "ticket 1", "-o", "jsonl"]);
+    let (lines, _) = text(&replay);
+    assert_eq!(lines.lines().count(), 5);
+    let first: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    assert_eq!(first["outcome"]["result"], "done", "{first}");
+    assert_eq!(shop.dead().await, 0);
+
+    let (trail, _) = text(&shop.run(&["audit", "--message", &dead, "-o", "jsonl"]));
+    let acts: Vec<String> = trail
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["act"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(acts, ["replay", "restore", "discard"]);
+    shop.drop().await;
+}
+
+#[tokio::test]
+async fn production_asks_for_the_profiles_name() {
+    let shop = Shop::new().await;
+    let profiles = Profiles::new();
+    let name = shop.database.name();
+    let content = format!(
+        "mongodb_uri = {:?}\nwatch = \"{name}.*\"\nstate_database = \"{name}_state\"\nproduction = true\n",
+        shop.uri
+    );
+    profiles.write("live", &content);
+    let directory = profiles.directory.to_str().unwrap();
+    let execute = |confirm: &[&str]| {
+        let fixed = ["replay", "state:dead", "--execute", "--reason", "x", "--by", "alice"];
+        let profile = ["--profile", "live", "--profiles", directory];
+        run(&[&fixed[..], &profile[..], confirm].concat(), &[])
+    };
+    for confirm in [&[][..], &["--confirm", "test"][..]] {
+        let refused = execute(confirm);
+        assert_eq!(refused.status.code(), Some(5));
+        assert!(text(&refused).1.contains("--confirm live"), "{:?}", text(&refused));
+        assert_eq!(shop.dead().await, 5);
+    }
+    assert_eq!(execute(&["--confirm", "live"]).status.code(), Some(0));
+    assert_eq!(shop.dead().await, 0);
     shop.drop().await;
 }
 

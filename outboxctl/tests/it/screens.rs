@@ -8,6 +8,7 @@ use mongodb::{
 };
 use outbox_operate::{
     MessageState,
+    act::{Act, AuditRecord, Preview, Skipped},
     advise::{Measured, Times, advice},
     catalogue::{Catalogue, WatchedCollection},
     doctor::{Check, Finding, Level},
@@ -283,6 +284,53 @@ fn advise() -> String {
     screens::advise::draw(&advice(Duration::from_secs(60), Times::default(), measured), WIDTH)
 }
 
+fn replay() -> String {
+    let preview = Preview {
+        act: Act::Replay,
+        messages: 3,
+        is_above_ceiling: false,
+        sample: [1, 2, 3].map(|number| row(number, MessageState::Dead, "order.paid", "o-1017")).to_vec(),
+        skipped: vec![Skipped {
+            message: row(8, MessageState::Dead, "order.paid", "o-4711"),
+            because: "it ended the processes that delivered it; name it by its id, or with reason:crashed".to_owned(),
+        }],
+        warnings: vec![
+            "A replayed message keeps its id: a receiver whose inbox still has that id ignores it, and a receiver \
+             whose record of it has expired applies it again."
+                .to_owned(),
+        ],
+    };
+    screens::act::preview(&preview, NOW, WIDTH)
+}
+
+fn audit() -> String {
+    let record = |seconds, act: &str, result: Option<&str>, message| AuditRecord {
+        id: id(90).unwrap(),
+        operation: None,
+        act: act.to_owned(),
+        at: at(seconds),
+        by: "alice".to_owned(),
+        mongodb_user: Some("operator@admin".to_owned()),
+        host: "laptop".to_owned(),
+        reason: "ticket 4711".to_owned(),
+        query: None,
+        collection: "shop.orders".to_owned(),
+        key: json!({ "_id": "o-1017" }),
+        message: id(message),
+        message_type: Some("order.paid".to_owned()),
+        shown: json!({}),
+        result: result.map(str::to_owned),
+        detail: None,
+    };
+    let records = [
+        record(-42, "replay", None, 3),
+        record(-42, "replay", Some("done"), 2),
+        record(-42, "replay", Some("changed"), 1),
+        record(-7_200, "discard", Some("done"), 9),
+    ];
+    screens::audit::draw(&records, NOW, WIDTH)
+}
+
 fn drawn() -> Vec<(&'static str, String)> {
     vec![
         ("outboxctl status", status()),
@@ -293,6 +341,8 @@ fn drawn() -> Vec<(&'static str, String)> {
         ("outboxctl groups", groups()),
         ("outboxctl doctor", doctor()),
         ("outboxctl advise --sla 60s", advise()),
+        ("outboxctl replay state:dead", replay()),
+        ("outboxctl audit", audit()),
     ]
 }
 

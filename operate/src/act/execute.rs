@@ -1,0 +1,154 @@
+//! Executes an act on its messages.
+
+use document_outbox::{
+    DocumentRef,
+    internal::error_codes::{self, Verdict},
+};
+use mongodb::{
+    bson::{DateTime, Document, Uuid, doc},
+    options::WriteConcern,
+};
+
+use super::{
+    Act, ActOutcome, ActRequest, ActSum, Acted, Target,
+    audit::{Author, Operation, new_id},
+    transition::transition,
+};
+use crate::{Operator, error::OperateError};
+
+/// The number of intents that are written at a time. If the tool dies, at most that many lack an outcome.
+const CHUNK: usize = 50;
+/// The number of failures in a row after which the rest is left.
+const MOST_FAILURES: usize = 5;
+
+impl ActSum {
+    pub(super) fn add(&mut self, outcome: &ActOutcome) {
+        match outcome {
+            ActOutcome::Done => self.done += 1,
+            ActOutcome::Changed => self.changed += 1,
+            ActOutcome::Failed(_) | ActOutcome::Unknown(_) => self.failed += 1,
+        }
+    }
+}
+
+impl Operator {
+    /// Executes an act on the messages that meet its query. `report` is called for each message.
+    ///
+    /// # Errors
+    /// An error if no message was changed, or if the audit trail can't be written; then the act does not continue.
+    pub async fn execute(
+        &self,
+        request: &ActRequest,
+        author: Author,
+        mut report: impl FnMut(&Acted),
+    ) -> Result<ActSum, OperateError> {
+        if author.reason.trim().is_empty() {
+            return Err(OperateError::Argument("an act needs a reason".to_owned()));
+        }
+        let selection = self.select(request).await?;
+        if selection.is_above_ceiling {
+            return Err(OperateError::Forbidden(format!(
+                "more than {} messages match, so none was changed; narrow the query, or raise the ceiling",
+                request.ceiling
+            )));
+        }
+        let count = selection.targets.len();
+        if let Some(expected) = request.expected.filter(|expected| *expected != count) {
+            return Err(OperateError::Forbidden(format!(
+                "{count} messages match, and {expected} were expected, so none was changed; preview again"
+            )));
+        }
+
+        let operation = Operation {
+            id: new_id(),
+            act: request.act,
+            author,
+            mongodb_user: self.mongodb_user().await?,
+            query: Some(request.query.to_string()),
+        };
+        let mut sum = ActSum { operation: operation.id, done: 0, changed: 0, failed: 0, left: 0 };
+        let mut failures = 0;
+        for chunk in selection.targets.chunks(CHUNK) {
+            if failures >= MOST_FAILURES {
+                sum.left += chunk.len();
+                continue;
+            }
+            for acted in self.act_on(&operation, chunk).await? {
+                failures = if acted.outcome.detail().is_some() { failures + 1 } else { 0 };
+                sum.add(&acted.outcome);
+                report(&acted);
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Acts on a few messages, in their order: intents, acts, outcomes.
+    async fn act_on(&self, operation: &Operation, targets: &[Target]) -> Result<Vec<Acted>, OperateError> {
+        let now = self.now().await?;
+        let ids: Vec<Uuid> = targets.iter().map(|_| new_id()).collect();
+        let intents: Vec<Document> =
+            targets.iter().zip(&ids).map(|(target, id)| operation.intent(*id, target, now)).collect();
+        self.record(&intents).await?;
+
+        let (mut acted, mut outcomes) = (Vec::new(), Vec::new());
+        for (target, intent) in targets.iter().zip(ids) {
+            let now = self.now().await?;
+            let outcome = self.act_on_one(operation, target, now).await;
+            outcomes.push(operation.outcome(intent, &outcome, now));
+            acted.push(Acted { shown: target.shown.clone(), outcome });
+        }
+        self.record(&outcomes).await?;
+        Ok(acted)
+    }
+
+    async fn act_on_one(&self, operation: &Operation, target: &Target, now: DateTime) -> ActOutcome {
+        if target.document.filter() == doc! { "_id": [] } {
+            return ActOutcome::Failed("the `_id` of its document can't be used in a query".to_owned());
+        }
+        let by = &operation.author.name;
+        let Some(transition) = transition(operation.act, &target.shown, by, now) else {
+            return ActOutcome::Failed("this act does not take such a message".to_owned());
+        };
+        if operation.act == Act::Discard {
+            match self.keep(target, operation, now).await {
+                Ok(None) => {}
+                Ok(Some(outcome)) => return outcome,
+                Err(error) => return ActOutcome::Failed(error.to_string()),
+            }
+        }
+
+        let mut filter = target.document.filter();
+        filter.insert("outbox", doc! { "$elemMatch": transition.element });
+        self.update(&target.document, filter, transition.update, transition.array_filter).await
+    }
+
+    /// Updates one document, acknowledged by the majority.
+    pub(super) async fn update(
+        &self,
+        document: &DocumentRef,
+        filter: Document,
+        update: Document,
+        array_filter: Option<Document>,
+    ) -> ActOutcome {
+        let namespace = &document.namespace;
+        let collection = self.client.database(&namespace.db).collection::<Document>(&namespace.coll);
+        let mut action = collection.update_one(filter, update).write_concern(WriteConcern::majority());
+        if let Some(array_filter) = array_filter {
+            action = action.array_filters(vec![array_filter]);
+        }
+
+        match action.await {
+            Ok(result) if result.matched_count == 0 => ActOutcome::Changed,
+            Ok(_) => ActOutcome::Done,
+            Err(error) => {
+                let said = error_codes::describe(&error);
+                match error_codes::verdict(&error) {
+                    Verdict::Unknown => ActOutcome::Unknown(said),
+                    Verdict::NotSent | Verdict::Duplicate | Verdict::TooLarge | Verdict::Refused => {
+                        ActOutcome::Failed(said)
+                    }
+                }
+            }
+        }
+    }
+}
