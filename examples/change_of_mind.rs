@@ -7,13 +7,12 @@ use document_outbox::{
 };
 use mongodb::{Client, bson::oid::ObjectId};
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 #[derive(Serialize, Deserialize, Aggregate)]
 struct Order {
     #[serde(rename = "_id")]
     id: ObjectId,
-    time_out: Option<Uuid>,
+    time_out: Option<uuid::Uuid>,
     #[serde(skip)]
     outbox: Outbox,
 }
