@@ -176,6 +176,19 @@ fn literal(value: Element<'_>) -> RawDocumentBuf {
 mod tests {
     use super::*;
 
+    /// A message may be in delivery without a claim only in a large document, and only under the lease.
+    #[test]
+    fn a_save_requires_room_for_claims_or_a_live_lease() {
+        let expression = |room| conditions(&RevisionPlan::default(), room).remove("$expr");
+        let is_small = doc! { "$lte": [{ "$bsonSize": "$$ROOT" }, 9_i64] };
+        assert_eq!(expression(RoomCondition::AtMost(9)), Some(is_small.into()));
+        let until = DateTime::from_millis(9);
+        assert_eq!(
+            expression(RoomCondition::LeasedUntil(until)),
+            Some(doc! { "$lt": ["$$NOW", until] }.into())
+        );
+    }
+
     /// New entries may be claimed only if no other element is in the outbox.
     #[test]
     fn a_save_that_leaves_no_element_requires_each_by_its_place() {

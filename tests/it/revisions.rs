@@ -489,6 +489,29 @@ async fn a_large_document_is_revised_under_its_lease() {
     test.drop().await;
 }
 
+/// After a save whose outcome is unknown, the next one finds out whether the message is still there.
+#[cfg(feature = "testing")]
+#[tokio::test]
+async fn an_unknown_cancel_is_found_out_by_the_next() {
+    use document_outbox::testing::{Kit, SaveFault};
+    for (fault, expected) in [
+        (SaveFault::UnknownWritten, RevisionOutcome::NotThere),
+        (SaveFault::UnknownNotWritten, RevisionOutcome::Cancelled),
+    ] {
+        let kit = Kit::new();
+        let orders = kit.store::<Order>("orders");
+        let id = insert_scheduled(&orders, "o-1").await;
+        let mut order = orders.load("o-1").await.unwrap().unwrap();
+        order.outbox.cancel(id);
+        kit.fail_next_save(fault);
+        assert!(matches!(orders.save(&mut order).await.unwrap(), Saved::Unknown(_)));
+        assert_eq!(order.outbox.revisions().len(), 1);
+        let receipt = change(&orders, "o-1", |order| order.outbox.cancel(id)).await;
+        assert_eq!(receipt.revision(id), Some(expected));
+        kit.assert_nothing_left();
+    }
+}
+
 mod fail_point {
     use super::*;
     use mongodb::{Client, options::ClientOptions};
