@@ -7,7 +7,7 @@
 //!
 //! # Order
 //! By collection; in it, living messages by the time at which they are due, then dead ones by the time at which they
-//! died. Messages of one document stay together, in the order of the outbox. A scan goes by `_id`.
+//! died, then living ones without a date, which only other programs write. Messages of one document stay together, in the order of the outbox. A scan goes by `_id`.
 //!
 //! # Guarantees
 //! - A page continues exactly after the last message of the previous page, by values and not by counting. So a message

@@ -29,22 +29,23 @@ const CLOCKS_DIFFER: Duration = Duration::from_mins(5);
 /// The messages that one read gives out. Each message belongs to exactly one part of the reads of an index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
-    /// Living messages without a date, which are due.
-    Undated,
     /// Living messages with a date.
     Dated,
     /// Dead messages.
     Dead,
+    /// Living messages without a date, which are due.
+    Undated,
     /// All messages of the documents, which are read in the order of their `_id`.
     ById,
 }
 
 impl Part {
+    /// The place of the part among the reads, as in tokens.
     pub(super) fn code(self) -> i32 {
         match self {
-            Self::Undated => 0,
-            Self::Dated => 1,
-            Self::Dead => 2,
+            Self::Dated => 0,
+            Self::Dead => 1,
+            Self::Undated => 2,
             Self::ById => 3,
         }
     }
@@ -154,14 +155,17 @@ fn by_index(
     let due = query.includes(Due);
     let later_ones = [Claimed, Retrying, Scheduled].into_iter().any(|state| query.includes(state));
     let (mut reads, mut indexes, mut described) = (Vec::new(), Vec::new(), Vec::new());
+    let mut undated = None;
 
     if due || later_ones {
         let index = collection.due_index.clone().ok_or("the index outbox_available_at is missing")?;
         let read =
             |part, from, to| Read { from, to, ..Read::of(query, collection, part, Some(index.clone())) };
         let latest = Moment::end_of_time();
+        // In the index, messages without a date share the value null with all dead ones, which the server has to skip. So
+        // they are read last.
         if due {
-            reads.push(read(Part::Undated, DateTime::MIN, latest));
+            undated = Some(read(Part::Undated, DateTime::MIN, latest));
         }
         let from = if due { DateTime::MIN } else { now };
         let to = if later_ones { latest } else { later(now, CLOCKS_DIFFER) };
@@ -180,6 +184,7 @@ fn by_index(
         indexes.push(index);
         described.push(dead_ones(query, now));
     }
+    reads.extend(undated);
 
     let note = PlanNote {
         collection: collection.namespace.clone(),

@@ -87,7 +87,7 @@ impl Scene {
         self.insert("undated", vec![entry("order.placed", doc! { "created_at": sent })]).await;
         self.insert(
             "claimed",
-            vec![entry("order.placed", doc! { "available_at": self.at(1), "claimed_by": "worker/1" })],
+            vec![entry("order.placed", doc! { "available_at": self.at(30), "claimed_by": "worker/1" })],
         )
         .await;
         self.insert("retrying", vec![self.retrying("timed out after 250 ms")]).await;
@@ -124,7 +124,7 @@ impl Scene {
         entry(
             "order.placed",
             doc! {
-                "created_at": self.at(-10), "available_at": self.at(5), "attempts": 2, "last_error": error,
+                "created_at": self.at(-10), "available_at": self.at(30), "attempts": 2, "last_error": error,
             },
         )
     }

@@ -76,8 +76,8 @@ async fn streams_have_positions_owners_and_standbys() {
     let position = doc! { "_id": "default", "cluster_time": Timestamp { time: seconds, increment: 1 }, "updated_at": scene.now };
     scene.state().collection("positions").insert_one(position).await.unwrap();
     let lease = doc! {
-        "_id": { "stream": "default" }, "kind": "stream", "owner": "host/1", "until": scene.at(1), "epoch": 3_i64,
-        "able": { "owner": "host/2", "until": scene.at(1) },
+        "_id": { "stream": "default" }, "kind": "stream", "owner": "host/1", "until": scene.at(30), "epoch": 3_i64,
+        "able": { "owner": "host/2", "until": scene.at(30) },
     };
     let ended = doc! {
         "_id": { "stream": "default@2s" }, "kind": "stream", "owner": "host/3", "until": scene.at(-1),
