@@ -8,7 +8,7 @@ use std::{
 };
 
 use mongodb::{
-    Namespace,
+    Database, Namespace,
     bson::{Bson, DateTime, Document},
     options::UpdateModifications,
 };
@@ -106,8 +106,16 @@ impl Kit {
     #[must_use]
     pub fn store<T: Aggregate>(&self, collection: &str) -> Store<T> {
         self.orderings.lock().insert(collection.to_owned(), T::ORDERING);
-        let database = self.parts.database.client().database(DATABASE);
-        Store::new(database.collection::<Document>(collection), self.inline())
+        Store::new(self.database().collection::<Document>(collection), self.inline())
+    }
+
+    /// The database of the stores, for code that creates its stores itself: `Store::new(database.collection("orders"),
+    /// inline)`. Any other use of its collections fails, because there is no server. Create the stores of aggregates
+    /// that are not [`Ordered`](DeliveryOrder::Ordered) with [`store`](Self::store), so that the worker knows their
+    /// order.
+    #[must_use]
+    pub fn database(&self) -> Database {
+        self.parts.database.client().database(DATABASE)
     }
 
     /// The inline dispatcher, which all stores of the kit share.

@@ -318,6 +318,8 @@ async fn an_endless_chain_of_messages_is_an_error() {
 async fn raw_access_says_that_there_is_no_server() {
     let kit = Kit::new();
     let orders = with_order(&kit).await;
+    let own = Store::<Order>::new(kit.database().collection::<Order>("orders"), kit.inline());
+    assert!(own.load("o-1").await.unwrap().is_some(), "a store works on the kit's database");
     let raw = orders.collection().find_one(doc! {}).await.unwrap_err().to_string();
     assert!(
         raw.contains("in-memory database of the test kit") && raw.contains("real MongoDB server"),
