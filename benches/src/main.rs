@@ -10,6 +10,7 @@ mod bed;
 mod contender;
 mod counters;
 mod figure;
+mod limits;
 mod machine;
 mod order;
 mod report;
@@ -20,16 +21,19 @@ mod stats;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use crate::{
     bed::{Bed, Scale},
+    limits::Limits,
     report::Report,
     result::Result,
 };
 
 #[derive(Debug, Parser)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Measures every row with small counts, in less than three minutes.
     #[arg(long)]
     quick: bool,
@@ -47,6 +51,12 @@ struct Arguments {
     reasons: PathBuf,
 }
 
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measures the limits of docs/scaling.md instead.
+    Limits(Limits),
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     match run(Arguments::parse()).await {
@@ -59,6 +69,10 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<ExitCode> {
+    if let Some(Command::Limits(limits)) = arguments.command {
+        return limits::run(limits).await;
+    }
+
     let bed = Bed::make(Scale::new(arguments.quick)).await?;
     let mut report = Report::new(&bed).await?;
     let measured = rows::measure(&bed, &arguments.only, &mut report).await;

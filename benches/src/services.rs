@@ -35,7 +35,7 @@ impl Service {
         Ok(Self { child })
     }
 
-    fn pid(&self) -> Result<String> {
+    pub(crate) fn pid(&self) -> Result<String> {
         Ok(self.child.id().ok_or("a service has ended")?.to_string())
     }
 
