@@ -9,6 +9,7 @@ mod act;
 mod doctor;
 mod explain;
 mod groups;
+mod interleaved;
 mod list;
 #[path = "../../../tests/support/on_panic.rs"]
 mod on_panic;
