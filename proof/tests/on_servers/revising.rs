@@ -30,6 +30,9 @@ use crate::{
 const DOCUMENTS: usize = 12;
 const STEPS: usize = 40;
 const FAR: Duration = Duration::from_hours(1_000);
+/// A duration that no claim of this test lasts. A message whose claim ends during its delivery could be delivered and still
+/// be there.
+const LEASE: Duration = Duration::from_mins(10);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Saga {
@@ -147,11 +150,14 @@ async fn revisions_race_deliveries_and_lose_no_message() {
         (retry.backoff_min, retry.backoff_max) = (Duration::from_millis(1), Duration::from_millis(2));
     });
 
-    let inline =
-        InlineDispatcher::builder(&server.client).retry(retry.clone()).deliver_to_shared(deliver.clone());
+    let inline = InlineDispatcher::builder(&server.client)
+        .inline_lease(LEASE)
+        .retry(retry.clone())
+        .deliver_to_shared(deliver.clone());
     let store = Store::<Saga>::new(server.orders(), &inline);
     let settings = ProcessorSettings::default().with(|settings| {
         settings.retry = retry.clone();
+        settings.claim_lease = LEASE;
         settings.state_database = server.database.name().into();
     });
     let worker = Processor::new(server.client.clone(), deliver, settings);
