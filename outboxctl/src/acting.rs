@@ -140,7 +140,7 @@ pub(crate) fn author(reason: Option<&str>, by: Option<&str>) -> Result<Author, F
 
 /// On a production system, an operator types the name of the profile.
 fn confirm(general: &General, setup: &Setup, given: Option<&str>) -> Result<(), Failure> {
-    let Some(profile) = general.profile.as_deref().filter(|_| setup.production) else { return Ok(()) };
+    let Some(profile) = general.profile().filter(|_| setup.production) else { return Ok(()) };
     let typed = match given {
         Some(given) => given.to_owned(),
         None if io::stdin().is_terminal() => ask(profile),

@@ -4,6 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+/// The width of tables, unless the terminal has another.
+const WIDTH: usize = 80;
 const ABOUT: &str =
     "Finds messages in the outboxes of MongoDB documents, explains them, and checks the servers.";
 const AFTER: &str = "\
@@ -41,7 +43,14 @@ pub struct General {
     #[arg(long, short, global = true, value_enum, default_value_t = Format::Table)]
     pub output: Format,
     /// The width of tables
-    #[arg(long, global = true, value_name = "COLUMNS", default_value_t = 80, env = "COLUMNS")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "COLUMNS",
+        default_value_t = WIDTH,
+        env = "COLUMNS",
+        value_parser = width
+    )]
     pub width: usize,
     /// Read from a secondary, which can be behind the primary
     #[arg(long, global = true)]
@@ -52,6 +61,13 @@ pub struct General {
     /// Show payloads completely; the audit trail keeps that, and needs a --reason
     #[arg(long, global = true)]
     pub reveal: bool,
+}
+
+impl General {
+    /// The name of the profile. An empty variable counts as not set.
+    pub fn profile(&self) -> Option<&str> {
+        self.profile.as_deref().filter(|name| !name.is_empty())
+    }
 }
 
 /// The forms of a result.
@@ -254,6 +270,14 @@ pub struct AuditArgs {
     /// First add the outcomes of acts that were interrupted
     #[arg(long)]
     pub settle: bool,
+}
+
+/// A terminal without a width sets the variable to nothing or to zero.
+fn width(text: &str) -> Result<usize, String> {
+    match text.trim() {
+        "" | "0" => Ok(WIDTH),
+        number => number.parse().map_err(|_| "write a number of columns, as in 120".to_owned()),
+    }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -95,7 +95,7 @@ fn sources(general: &General) -> Result<Sources, Failure> {
         env: env::vars_os().collect(),
         read_file: |path| fs::read_to_string(path),
     };
-    if let Some(profile) = &general.profile {
+    if let Some(profile) = general.profile() {
         let path = profile_path(profile, general.profiles.clone().or_else(home))?;
         sources.env.clear();
         sources.args = vec!["--config".into(), path.into()];

@@ -286,6 +286,18 @@ fn a_profile_does_not_mix_with_the_environment() {
     assert!(text(&escaped).1.contains("letters, digits"), "{:?}", text(&escaped));
 }
 
+#[tokio::test]
+async fn empty_variables_count_as_not_set() {
+    let shop = Shop::new().await;
+    let watch = format!("{}.*", shop.database.name());
+    let settings = [("OUTBOX_MONGODB_URI", shop.uri.as_str()), ("OUTBOX_WATCH", &watch)];
+    for (name, value) in [("COLUMNS", ""), ("COLUMNS", "0"), ("OUTBOXCTL_PROFILE", "")] {
+        let output = run(&["list"], &[&settings[..], &[(name, value)]].concat());
+        assert_eq!(output.status.code(), Some(0), "{name}={value}: {:?}", text(&output));
+    }
+    shop.drop().await;
+}
+
 #[test]
 fn an_unreachable_server_is_an_error_without_secrets() {
     let uri = "mongodb://user:hunter2@127.0.0.1:1/?replicaSet=rs0&serverSelectionTimeoutMS=200";
