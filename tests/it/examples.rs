@@ -264,6 +264,10 @@ fn each_example_is_short_and_runs_here() {
             let lines = fs::read_to_string(&path).unwrap().lines().count();
             assert!((20..=50).contains(&lines), "{name} has {lines} lines");
         }
-        assert!(name == "quickstart" || here.contains(&format!("{name}::main")), "{name} is not run here");
+        // Other files test these.
+        if ["adventure_works", "quickstart"].contains(&name) {
+            continue;
+        }
+        assert!(here.contains(&format!("{name}::main")), "{name} is not run here");
     }
 }

@@ -33,8 +33,10 @@ mod operations;
 mod readme;
 mod receive;
 mod revisions;
+mod saga;
 mod scheduled;
 mod secured;
+mod shop_screens;
 mod side_by_side;
 #[cfg(feature = "testing")]
 mod statements;
@@ -48,6 +50,8 @@ mod whole_flow;
 #[cfg(feature = "testing")]
 #[path = "../support/backends.rs"]
 mod backends;
+#[path = "../support/dying.rs"]
+mod dying;
 #[path = "../support/flow.rs"]
 mod flow;
 #[path = "../support/generator.rs"]

@@ -1,0 +1,381 @@
+//! The fulfillment of an order: a saga that gets stock for every line, or returns all of it.
+//!
+//! It begins with whichever message arrives first: the order was created, approved or rejected. Its id is the order's id, so
+//! that each of these messages finds the same document. It ends as [`State::Completed`] or [`State::Cancelled`]; messages
+//! that arrive later only return stock.
+
+use std::time::Duration;
+
+use document_outbox::{Aggregate, Inbox, Outbox, deliver::HandlerError};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::messages::{
+    ApprovalTimedOut, CancelOrderRequested, OrderCreated, OrderFulfilled, OrderId, StockRequested,
+    StockReturnRequested,
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum State {
+    Open,
+    Cancelled,
+    Completed,
+}
+
+/// What the fulfillment knows about the stock of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum LineState {
+    Requested,
+    Confirmed,
+    Denied,
+    Returned,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FulfillmentLine {
+    pub(crate) product: String,
+    pub(crate) quantity: u32,
+    pub(crate) state: LineState,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize, Aggregate)]
+pub(crate) struct OrderFulfillment {
+    /// The order's id.
+    #[serde(rename = "_id")]
+    pub(crate) order: OrderId,
+    pub(crate) state: State,
+    pub(crate) created: bool,
+    pub(crate) approved: bool,
+    pub(crate) rejected: bool,
+    pub(crate) lines: Vec<FulfillmentLine>,
+    /// The message that arrives if no clerk approves the order in time.
+    pub(crate) time_out: Option<Uuid>,
+    #[serde(default)]
+    pub(crate) inbox: Inbox,
+    #[serde(skip)]
+    pub(crate) outbox: Outbox,
+}
+
+impl OrderFulfillment {
+    pub(crate) fn begin(order: OrderId) -> Self {
+        Self {
+            order,
+            state: State::Open,
+            created: false,
+            approved: false,
+            rejected: false,
+            lines: Vec::new(),
+            time_out: None,
+            inbox: Inbox::default(),
+            outbox: Outbox::default(),
+        }
+    }
+
+    /// Requests stock for every line, unless the order was rejected already. Gives the clerk this much time to approve.
+    pub(crate) fn order_created(&mut self, created: &OrderCreated, approve_within: Duration) {
+        self.created = true;
+        if self.state != State::Open {
+            return;
+        }
+
+        for line in &created.lines {
+            let (product, quantity) = (line.product.clone(), line.quantity);
+            self.outbox.send(StockRequested {
+                order: self.order.clone(),
+                product: product.clone(),
+                quantity,
+            });
+            self.lines.push(FulfillmentLine { product, quantity, state: LineState::Requested });
+        }
+        if !self.approved {
+            let time_out = ApprovalTimedOut { order: self.order.clone() };
+            self.time_out = Some(self.outbox.send_after(time_out, approve_within).id());
+        }
+    }
+
+    pub(crate) fn order_approved(&mut self) {
+        self.approved = true;
+        self.stop_waiting_for_approval();
+        self.complete_if_possible();
+    }
+
+    pub(crate) fn order_rejected(&mut self) {
+        self.rejected = true;
+        self.cancel();
+    }
+
+    /// No clerk has approved the order in time. After an approval this message has no effect.
+    pub(crate) fn approval_timed_out(&mut self) -> Result<(), HandlerError> {
+        self.must_be_created()?;
+        if !self.approved {
+            self.cancel();
+        }
+        Ok(())
+    }
+
+    /// Completes the order, or returns the stock if the order was cancelled meanwhile.
+    pub(crate) fn stock_confirmed(&mut self, product: &str) -> Result<(), HandlerError> {
+        self.must_be_created()?;
+        self.answer(product, LineState::Confirmed);
+        if self.state == State::Cancelled {
+            self.return_stock();
+        } else {
+            self.complete_if_possible();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn stock_denied(&mut self, product: &str) -> Result<(), HandlerError> {
+        self.must_be_created()?;
+        self.answer(product, LineState::Denied);
+        self.cancel();
+        Ok(())
+    }
+
+    /// Whether no message can change anything any more: the saga has ended, and no stock is missing.
+    pub(crate) fn is_finished(&self) -> bool {
+        match self.state {
+            State::Open => false,
+            State::Completed => true,
+            State::Cancelled => self.created && self.lines.iter().all(FulfillmentLine::is_settled),
+        }
+    }
+
+    /// Refuses answers to questions that this saga never asked, so that they begin no saga.
+    fn must_be_created(&self) -> Result<(), HandlerError> {
+        if self.created { Ok(()) } else { Err(HandlerError::permanent("the fulfillment has not begun")) }
+    }
+
+    fn answer(&mut self, product: &str, answer: LineState) {
+        for line in &mut self.lines {
+            if line.product == product && line.state == LineState::Requested {
+                line.state = answer;
+            }
+        }
+    }
+
+    fn complete_if_possible(&mut self) {
+        let is_confirmed = self.lines.iter().all(|line| line.state == LineState::Confirmed);
+        if self.state == State::Open && self.created && self.approved && is_confirmed {
+            self.state = State::Completed;
+            self.outbox.send(OrderFulfilled { order: self.order.clone() });
+        }
+    }
+
+    /// Takes the time-out out of the outbox. If its delivery has begun, it arrives and changes nothing.
+    fn stop_waiting_for_approval(&mut self) {
+        if let Some(time_out) = self.time_out.take() {
+            self.outbox.cancel(time_out);
+        }
+    }
+
+    /// Cancels once: asks the order to become cancelled, unless it was rejected, and returns confirmed stock.
+    fn cancel(&mut self) {
+        if self.state != State::Open {
+            return;
+        }
+
+        self.state = State::Cancelled;
+        self.stop_waiting_for_approval();
+        if !self.rejected {
+            self.outbox.send(CancelOrderRequested { order: self.order.clone() });
+        }
+        self.return_stock();
+    }
+
+    fn return_stock(&mut self) {
+        for line in &mut self.lines {
+            if line.state == LineState::Confirmed {
+                line.state = LineState::Returned;
+                let (product, quantity) = (line.product.clone(), line.quantity);
+                self.outbox.send(StockReturnRequested { order: self.order.clone(), product, quantity });
+            }
+        }
+    }
+}
+
+impl FulfillmentLine {
+    fn is_settled(&self) -> bool {
+        matches!(self.state, LineState::Denied | LineState::Returned)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use document_outbox::Revision;
+
+    use super::{super::messages::OrderedLine, *};
+
+    const ORDER: &str = "o-7";
+    const HOUR: Duration = Duration::from_hours(1);
+
+    fn created() -> OrderCreated {
+        let line = |product: &str| OrderedLine { product: product.into(), quantity: 2 };
+        OrderCreated { order: ORDER.into(), lines: vec![line("bell"), line("bike")] }
+    }
+
+    /// A saga that has requested stock. Its messages so far are left out.
+    fn waiting() -> OrderFulfillment {
+        let mut saga = OrderFulfillment::begin(ORDER.into());
+        saga.order_created(&created(), HOUR);
+        saga.outbox = Outbox::default();
+        saga
+    }
+
+    fn states(saga: &OrderFulfillment) -> Vec<LineState> {
+        saga.lines.iter().map(|line| line.state).collect()
+    }
+
+    #[test]
+    fn every_line_is_requested_and_the_approval_has_a_deadline() {
+        let mut saga = OrderFulfillment::begin(ORDER.into());
+        saga.order_created(&created(), HOUR);
+        let types = ["stock.requested", "stock.requested", "order.approval_timed_out"];
+        assert_eq!(saga.outbox.types(), types);
+        let timeout = saga.outbox.iter().last().unwrap();
+        assert_eq!(timeout.due(), document_outbox::Due::After(HOUR));
+        assert_eq!(saga.time_out, Some(timeout.id()));
+    }
+
+    #[test]
+    fn it_completes_when_confirmed_and_approved_in_any_order() {
+        let steps: [fn(&mut OrderFulfillment); 3] = [
+            |saga| saga.stock_confirmed("bell").unwrap(),
+            |saga| saga.stock_confirmed("bike").unwrap(),
+            OrderFulfillment::order_approved,
+        ];
+        for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            let mut saga = waiting();
+            for (nth, step) in order.into_iter().enumerate() {
+                assert!(nth == 0 || saga.state == State::Open, "{order:?}");
+                steps[step](&mut saga);
+            }
+            assert_eq!(saga.outbox.types(), ["order.fulfilled"], "{order:?}");
+            assert!(saga.state == State::Completed && saga.is_finished());
+        }
+    }
+
+    #[test]
+    fn an_approval_may_arrive_before_the_creation() {
+        let mut saga = OrderFulfillment::begin(ORDER.into());
+        saga.order_approved();
+        assert!(saga.outbox.is_empty() && !saga.is_finished(), "the lines are not known yet");
+        saga.order_created(&created(), HOUR);
+        assert_eq!(saga.outbox.types(), ["stock.requested", "stock.requested"], "no deadline is needed");
+        saga.stock_confirmed("bell").unwrap();
+        saga.stock_confirmed("bike").unwrap();
+        assert_eq!(saga.state, State::Completed);
+    }
+
+    #[test]
+    fn a_denial_cancels_once_and_returns_confirmed_lines() {
+        let mut saga = waiting();
+        saga.stock_confirmed("bell").unwrap();
+        saga.stock_denied("bike").unwrap();
+        assert_eq!(saga.outbox.types(), ["order.cancel_requested", "stock.return_requested"]);
+        let returned = &saga.outbox.sent::<StockReturnRequested>()[0];
+        assert_eq!((returned.product.as_str(), returned.quantity), ("bell", 2));
+        assert_eq!(states(&saga), [LineState::Returned, LineState::Denied]);
+        assert!(saga.is_finished());
+
+        saga.order_approved();
+        saga.approval_timed_out().unwrap();
+        saga.order_rejected();
+        assert_eq!(saga.outbox.len(), 2, "each request is sent once");
+        assert_eq!(saga.state, State::Cancelled);
+    }
+
+    #[test]
+    fn two_denials_cancel_once() {
+        let mut saga = waiting();
+        saga.stock_denied("bell").unwrap();
+        saga.stock_denied("bike").unwrap();
+        assert_eq!(saga.outbox.types(), ["order.cancel_requested"]);
+    }
+
+    #[test]
+    fn a_confirmation_after_the_cancellation_is_returned() {
+        let mut saga = waiting();
+        saga.stock_denied("bike").unwrap();
+        assert!(!saga.is_finished(), "a line is not answered yet");
+        saga.stock_confirmed("bell").unwrap();
+        assert_eq!(saga.outbox.types(), ["order.cancel_requested", "stock.return_requested"]);
+        assert!(saga.is_finished());
+    }
+
+    #[test]
+    fn a_rejection_returns_stock_without_asking_to_cancel() {
+        let mut saga = waiting();
+        saga.stock_confirmed("bell").unwrap();
+        saga.stock_confirmed("bike").unwrap();
+        saga.order_rejected();
+        assert_eq!(saga.outbox.types(), ["stock.return_requested", "stock.return_requested"]);
+        assert!(saga.is_finished());
+    }
+
+    #[test]
+    fn a_rejection_before_the_creation_requests_nothing() {
+        let mut saga = OrderFulfillment::begin(ORDER.into());
+        saga.order_rejected();
+        assert!(!saga.is_finished(), "the creation is still on its way");
+        saga.order_created(&created(), HOUR);
+        assert!(saga.outbox.is_empty() && saga.is_finished());
+    }
+
+    #[test]
+    fn without_an_approval_the_order_is_cancelled_in_time() {
+        let mut saga = waiting();
+        saga.stock_confirmed("bell").unwrap();
+        saga.stock_confirmed("bike").unwrap();
+        saga.approval_timed_out().unwrap();
+        let types = ["order.cancel_requested", "stock.return_requested", "stock.return_requested"];
+        assert_eq!(saga.outbox.types(), types);
+        saga.order_approved();
+        assert_eq!(saga.state, State::Cancelled, "the approval is too late");
+    }
+
+    #[test]
+    fn an_approval_or_a_cancellation_cancels_the_time_out() {
+        let ends: [fn(&mut OrderFulfillment); 3] =
+            [OrderFulfillment::order_approved, OrderFulfillment::order_rejected, |saga| {
+                saga.stock_denied("bike").unwrap()
+            }];
+        for end in ends {
+            let mut saga = waiting();
+            let time_out = saga.time_out.unwrap();
+            end(&mut saga);
+            assert_eq!(saga.outbox.revisions(), [Revision::Cancel(time_out)]);
+            assert_eq!(saga.time_out, None);
+        }
+    }
+
+    #[test]
+    fn a_late_time_out_is_harmless() {
+        let mut saga = waiting();
+        saga.order_approved();
+        saga.approval_timed_out().unwrap();
+        assert!(saga.outbox.is_empty() && saga.state == State::Open);
+        saga.stock_confirmed("bell").unwrap();
+        saga.stock_confirmed("bike").unwrap();
+        saga.approval_timed_out().unwrap();
+        assert_eq!(saga.outbox.types(), ["order.fulfilled"]);
+    }
+
+    #[test]
+    fn an_answer_without_a_question_begins_no_saga() {
+        let begin = || OrderFulfillment::begin(ORDER.into());
+        for refused in
+            [begin().stock_confirmed("bell"), begin().stock_denied("bell"), begin().approval_timed_out()]
+        {
+            assert!(matches!(refused, Err(HandlerError::Permanent(_))));
+        }
+    }
+
+    #[test]
+    fn an_answer_for_a_strange_product_changes_nothing() {
+        let mut saga = waiting();
+        saga.order_approved();
+        saga.stock_confirmed("car").unwrap();
+        assert!(saga.outbox.is_empty() && states(&saga) == [LineState::Requested; 2]);
+    }
+}
