@@ -83,9 +83,9 @@ def read_exactly(connection, size):
     return data
 
 
-def command(port, timeout=5, **fields):
-    """Run one command on the admin database of 127.0.0.1:port; the first field names the command."""
-    body = b"\0\0\0\0" + b"\0" + encode({**fields, "$db": "admin"})  # no flags; one section, of kind 0
+def command(port, timeout=5, database="admin", **fields):
+    """Run one command on a database of 127.0.0.1:port; the first field names the command."""
+    body = b"\0\0\0\0" + b"\0" + encode({**fields, "$db": database})  # no flags; one section, of kind 0
     with socket.create_connection(("127.0.0.1", port), timeout=timeout) as connection:
         connection.sendall(struct.pack("<iiii", 16 + len(body), 1, 0, OP_MSG) + body)
         (length,) = struct.unpack("<i", read_exactly(connection, 4))
