@@ -834,6 +834,48 @@ with pika.BlockingConnection(pika.URLParameters(uri)) as connection:
     scene.end().await;
 }
 
+/// A Python program that doesn't use this project reads a message that an aggregate sent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "stress: run by scripts/stress, since it installs a Python client"]
+async fn stress_a_python_program_reads_what_an_aggregate_sends() {
+    let scene = Scene::begin().await;
+    let inline = document_outbox::InlineDispatcher::builder(&scene.flow.test.client);
+    let inline = inline.deliver_to(scene.flow.rabbitmq("sender").await);
+    let stocks = scene.flow.test.database.collection::<mongodb::bson::Document>("stocks");
+    let stocks = document_outbox::Store::<Stock>::new(stocks, &inline);
+    let mut shelf = Stock::new("shelf".into());
+    shelf.outbox.send(StockRequested { sku: "tea \u{2603}".into(), quantity: 2 }).header("tenant", "north");
+    let (_shelf, receipt) = stocks.insert(shelf).await.unwrap().applied().unwrap();
+
+    let services = std::env::var("OUTBOX_TEST_SERVICES_DIR").unwrap();
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let clients = std::process::Command::new(root.join("scripts/demo_lib/clients")).arg(&services).status();
+    assert!(clients.unwrap().success());
+    let program = r#"
+import json, pika, sys
+uri, queue = sys.argv[1:]
+with pika.BlockingConnection(pika.URLParameters(uri)) as connection:
+    for method, properties, body in connection.channel().consume(queue):
+        print(json.dumps({"headers": properties.headers, "id": properties.message_id, "body": json.loads(body)}))
+        break
+"#;
+    let read = tokio::process::Command::new("python3")
+        .args(["-c", program, &scene.flow.broker, &scene.flow.queue()])
+        .env("PYTHONPATH", format!("{services}/python"))
+        .kill_on_drop(true)
+        .output();
+    let read = soon("the program", read).await.unwrap();
+    let read: serde_json::Value = serde_json::from_slice(&read.stdout).unwrap();
+    let id = receipt.messages[0].to_string();
+    assert_eq!(read["body"], serde_json::json!({ "sku": "tea \u{2603}", "quantity": 2 }));
+    assert_eq!((read["id"].as_str(), read["headers"]["cloudEvents:id"].as_str()), (Some(&*id), Some(&*id)));
+    assert_eq!(read["headers"]["cloudEvents:type"], "stock.requested");
+    assert_eq!(read["headers"]["cloudEvents:subject"], "shelf");
+    assert_eq!(read["headers"]["tenant"], "north");
+    inline.close(Duration::from_secs(10)).await;
+    scene.end().await;
+}
+
 /// The tests in this module set a fail point of MongoDB.
 mod fail_point {
     use mongodb::{
