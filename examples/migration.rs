@@ -1,5 +1,4 @@
-//! Prepares existing documents for the library: checks for name conflicts, and creates the indexes. Run it with `cargo
-//! run --example migration`.
+//! Checks existing documents for name conflicts, and creates the indexes: `cargo run --example migration`.
 
 use document_outbox::{Aggregate, InlineDispatcher, Message, Outbox, Store, deliver::Handlers};
 use mongodb::{Client, bson::Document, bson::doc, bson::oid::ObjectId};
