@@ -7,7 +7,7 @@
 //!
 //! # Rules
 //! - Results go to standard output; notes and errors go to standard error.
-//! - Exit codes: see [`Exit`](exit::Exit).
+//! - Exit codes: see [`Exit`].
 //! - Secrets are never arguments, because arguments are visible to every user of the machine.
 
 #![cfg_attr(test, allow(clippy::pedantic, reason = "these lints apply to product code, not to tests"))]

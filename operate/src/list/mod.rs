@@ -1,8 +1,8 @@
 //! Lists the messages that meet a query, one page at a time.
 //!
 //! # Flow
-//! For each collection, [`plan`] chooses the reads: by the index for due messages, by the index for dead messages, by
-//! `_id`, or a scan. Each read has one cursor. [`reader`] reads its documents one after the other, and gives out the
+//! For each collection, `plan` chooses the reads: by the index for due messages, by the index for dead messages, by
+//! `_id`, or a scan. Each read has one cursor. `reader` reads its documents one after the other, and gives out the
 //! messages that meet the query.
 //!
 //! # Order
