@@ -1,7 +1,11 @@
 //! Tests the overview.
 
 use document_outbox::amqp::AmqpSettings;
-use lapin::{Connection, ConnectionProperties, options::QueueDeclareOptions, types::FieldTable};
+use lapin::{
+    Connection, ConnectionProperties,
+    options::QueueDeclareOptions,
+    types::{AMQPValue, FieldTable},
+};
 use mongodb::bson::{DateTime, Timestamp, doc};
 use outbox_operate::{
     MessageState,
@@ -103,7 +107,6 @@ async fn waiting_commands_are_counted_without_taking_them() {
     let connection = Connection::connect(&uri, ConnectionProperties::default()).await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     let queue = format!("t-{}", uuid::Uuid::now_v7().simple());
-    // The broker removes it with the connection, also after a panic.
     let options =
         QueueDeclareOptions { exclusive: false, auto_delete: false, durable: true, ..Default::default() };
     let scene = Scene::new().await.with(|settings| {
@@ -113,7 +116,10 @@ async fn waiting_commands_are_counted_without_taking_them() {
 
     let state = scene.operator.command_queue().await.unwrap().state;
     assert_eq!(state, CommandQueueState::Missing);
-    channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.unwrap();
+    // After a panic, the broker removes the queue by itself.
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-expires".into(), AMQPValue::LongInt(600_000));
+    channel.queue_declare(queue.as_str().into(), options, arguments).await.unwrap();
     channel.confirm_select(Default::default()).await.unwrap();
     for _ in 0..3 {
         let sent = channel.basic_publish(
