@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::messages::{
-    ApprovalTimedOut, CancelOrderRequested, OrderCreated, OrderFulfilled, OrderId, StockRequested,
-    StockReturnRequested,
+    ApprovalTimedOut, CancelOrderRequested, OrderCreated, OrderFulfilled, OrderId, OrderedLine,
+    StockRequested, StockReturnRequested,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,7 @@ pub(crate) struct OrderFulfillment {
     pub(crate) created: bool,
     pub(crate) approved: bool,
     pub(crate) rejected: bool,
+    /// One line for each product, because an answer of the stock names only the order and the product.
     pub(crate) lines: Vec<FulfillmentLine>,
     /// The message that arrives if no clerk approves the order in time.
     pub(crate) time_out: Option<Uuid>,
@@ -71,21 +72,18 @@ impl OrderFulfillment {
         }
     }
 
-    /// Requests stock for every line, unless the order was rejected already. Gives the clerk this much time to approve.
+    /// Requests stock for every product, unless the order was rejected already. Gives the clerk this much time to approve.
+    /// A second creation changes nothing: the inbox does not recognise it if its message has another id.
     pub(crate) fn order_created(&mut self, created: &OrderCreated, approve_within: Duration) {
-        self.created = true;
-        if self.state != State::Open {
+        let is_repeated = std::mem::replace(&mut self.created, true);
+        if is_repeated || self.state != State::Open {
             return;
         }
 
-        for line in &created.lines {
+        self.lines = one_line_for_each_product(&created.lines);
+        for line in &self.lines {
             let (product, quantity) = (line.product.clone(), line.quantity);
-            self.outbox.send(StockRequested {
-                order: self.order.clone(),
-                product: product.clone(),
-                quantity,
-            });
-            self.lines.push(FulfillmentLine { product, quantity, state: LineState::Requested });
+            self.outbox.send(StockRequested { order: self.order.clone(), product, quantity });
         }
         if !self.approved {
             let time_out = ApprovalTimedOut { order: self.order.clone() };
@@ -127,8 +125,9 @@ impl OrderFulfillment {
 
     pub(crate) fn stock_denied(&mut self, product: &str) -> Result<(), HandlerError> {
         self.must_be_created()?;
-        self.answer(product, LineState::Denied);
-        self.cancel();
+        if self.answer(product, LineState::Denied) {
+            self.cancel();
+        }
         Ok(())
     }
 
@@ -146,11 +145,16 @@ impl OrderFulfillment {
         if self.created { Ok(()) } else { Err(HandlerError::permanent("the fulfillment has not begun")) }
     }
 
-    fn answer(&mut self, product: &str, answer: LineState) {
-        for line in &mut self.lines {
-            if line.product == product && line.state == LineState::Requested {
+    /// Records the answer for a product. Returns whether the saga has waited for it.
+    fn answer(&mut self, product: &str, answer: LineState) -> bool {
+        let is_meant =
+            |line: &&mut FulfillmentLine| line.product == product && line.state == LineState::Requested;
+        match self.lines.iter_mut().find(is_meant) {
+            Some(line) => {
                 line.state = answer;
+                true
             }
+            None => false,
         }
     }
 
@@ -194,6 +198,22 @@ impl OrderFulfillment {
     }
 }
 
+/// Adds up the quantities of each product.
+fn one_line_for_each_product(ordered: &[OrderedLine]) -> Vec<FulfillmentLine> {
+    let mut lines: Vec<FulfillmentLine> = Vec::new();
+    for OrderedLine { product, quantity } in ordered {
+        match lines.iter_mut().find(|line| line.product == *product) {
+            Some(line) => line.quantity = line.quantity.saturating_add(*quantity),
+            None => lines.push(FulfillmentLine {
+                product: product.clone(),
+                quantity: *quantity,
+                state: LineState::Requested,
+            }),
+        }
+    }
+    lines
+}
+
 impl FulfillmentLine {
     fn is_settled(&self) -> bool {
         matches!(self.state, LineState::Denied | LineState::Returned)
@@ -204,14 +224,17 @@ impl FulfillmentLine {
 mod tests {
     use document_outbox::Revision;
 
-    use super::{super::messages::OrderedLine, *};
+    use super::*;
 
     const ORDER: &str = "o-7";
     const HOUR: Duration = Duration::from_hours(1);
 
+    fn line(product: &str, quantity: u32) -> OrderedLine {
+        OrderedLine { product: product.into(), quantity }
+    }
+
     fn created() -> OrderCreated {
-        let line = |product: &str| OrderedLine { product: product.into(), quantity: 2 };
-        OrderCreated { order: ORDER.into(), lines: vec![line("bell"), line("bike")] }
+        OrderCreated { order: ORDER.into(), lines: vec![line("bell", 2), line("bike", 2)] }
     }
 
     /// A saga that has requested stock. Its messages so far are left out.
@@ -235,6 +258,36 @@ mod tests {
         let timeout = saga.outbox.iter().last().unwrap();
         assert_eq!(timeout.due(), document_outbox::Due::After(HOUR));
         assert_eq!(saga.time_out, Some(timeout.id()));
+    }
+
+    #[test]
+    fn a_second_creation_requests_nothing_again() {
+        let mut saga = waiting();
+        saga.order_created(&created(), HOUR);
+        assert!(saga.outbox.is_empty(), "{:?}", saga.outbox.types());
+        assert_eq!(states(&saga), [LineState::Requested; 2]);
+
+        saga.stock_confirmed("bell").unwrap();
+        saga.order_rejected();
+        saga.order_created(&created(), HOUR);
+        assert_eq!(saga.outbox.types(), ["stock.return_requested"]);
+    }
+
+    #[test]
+    fn two_lines_of_one_product_are_one_request() {
+        let lines = vec![line("bell", 2), line("bike", 1), line("bell", 3)];
+        let mut saga = OrderFulfillment::begin(ORDER.into());
+        saga.order_created(&OrderCreated { order: ORDER.into(), lines }, HOUR);
+        let requests = saga.outbox.sent::<StockRequested>();
+        let requested: Vec<_> = requests.iter().map(|sent| (sent.product.as_str(), sent.quantity)).collect();
+        assert_eq!(requested, [("bell", 5), ("bike", 1)]);
+
+        saga.stock_confirmed("bell").unwrap();
+        saga.stock_denied("bike").unwrap();
+        let returned = saga.outbox.sent::<StockReturnRequested>();
+        assert_eq!(returned.len(), 1);
+        assert_eq!((returned[0].product.as_str(), returned[0].quantity), ("bell", 5));
+        assert!(saga.is_finished());
     }
 
     #[test]
@@ -376,6 +429,7 @@ mod tests {
         let mut saga = waiting();
         saga.order_approved();
         saga.stock_confirmed("car").unwrap();
+        saga.stock_denied("car").unwrap();
         assert!(saga.outbox.is_empty() && states(&saga) == [LineState::Requested; 2]);
     }
 }
