@@ -11,9 +11,12 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::messages::{
-    ApprovalTimedOut, CancelOrderRequested, OrderCreated, OrderFulfilled, OrderId, OrderedLine,
-    StockRequested, StockReturnRequested,
+    ApprovalTimedOut, CancelOrderRequested, FulfillmentTimedOut, OrderCreated, OrderFulfilled, OrderId,
+    OrderedLine, StockRequested, StockReturnRequested,
 };
+
+/// The time in which an approved order must get all its stock.
+const FULFILL_WITHIN: Duration = Duration::from_hours(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum State {
@@ -49,7 +52,8 @@ pub(crate) struct OrderFulfillment {
     pub(crate) rejected: bool,
     /// One line for each product, because an answer of the stock names only the order and the product.
     pub(crate) lines: Vec<FulfillmentLine>,
-    /// The message that arrives if no clerk approves the order in time.
+    /// The message that arrives if the current wait is too long. An open saga waits first for the approval, and then for
+    /// the stock.
     pub(crate) time_out: Option<Uuid>,
     #[serde(default)]
     pub(crate) inbox: Inbox,
@@ -91,10 +95,19 @@ impl OrderFulfillment {
         }
     }
 
+    /// Completes the order, or waits for the rest of its stock. A second approval changes nothing.
     pub(crate) fn order_approved(&mut self) {
-        self.approved = true;
-        self.stop_waiting_for_approval();
+        let is_repeated = std::mem::replace(&mut self.approved, true);
+        if is_repeated || self.state != State::Open {
+            return;
+        }
+
+        self.stop_waiting();
         self.complete_if_possible();
+        if self.state == State::Open {
+            let time_out = FulfillmentTimedOut { order: self.order.clone() };
+            self.time_out = Some(self.outbox.send_after(time_out, FULFILL_WITHIN).id());
+        }
     }
 
     pub(crate) fn order_rejected(&mut self) {
@@ -108,6 +121,16 @@ impl OrderFulfillment {
         if !self.approved {
             self.cancel();
         }
+        Ok(())
+    }
+
+    /// An answer of the stock is missing, or the creation of an approved order. After the end of the saga this message has
+    /// no effect.
+    pub(crate) fn fulfillment_timed_out(&mut self) -> Result<(), HandlerError> {
+        if !self.approved {
+            return Err(HandlerError::permanent("the fulfillment does not wait for stock"));
+        }
+        self.cancel();
         Ok(())
     }
 
@@ -162,12 +185,13 @@ impl OrderFulfillment {
         let is_confirmed = self.lines.iter().all(|line| line.state == LineState::Confirmed);
         if self.state == State::Open && self.created && self.approved && is_confirmed {
             self.state = State::Completed;
+            self.stop_waiting();
             self.outbox.send(OrderFulfilled { order: self.order.clone() });
         }
     }
 
     /// Takes the time-out out of the outbox. If its delivery has begun, it arrives and changes nothing.
-    fn stop_waiting_for_approval(&mut self) {
+    fn stop_waiting(&mut self) {
         if let Some(time_out) = self.time_out.take() {
             self.outbox.cancel(time_out);
         }
@@ -180,7 +204,7 @@ impl OrderFulfillment {
         }
 
         self.state = State::Cancelled;
-        self.stop_waiting_for_approval();
+        self.stop_waiting();
         if !self.rejected {
             self.outbox.send(CancelOrderRequested { order: self.order.clone() });
         }
@@ -241,6 +265,14 @@ mod tests {
     fn waiting() -> OrderFulfillment {
         let mut saga = OrderFulfillment::begin(ORDER.into());
         saga.order_created(&created(), HOUR);
+        saga.outbox = Outbox::default();
+        saga
+    }
+
+    /// Like [`waiting`], but approved.
+    fn waiting_for_stock() -> OrderFulfillment {
+        let mut saga = waiting();
+        saga.order_approved();
         saga.outbox = Outbox::default();
         saga
     }
@@ -312,9 +344,11 @@ mod tests {
     fn an_approval_may_arrive_before_the_creation() {
         let mut saga = OrderFulfillment::begin(ORDER.into());
         saga.order_approved();
-        assert!(saga.outbox.is_empty() && !saga.is_finished(), "the lines are not known yet");
+        assert_eq!(saga.outbox.types(), ["order.fulfillment_timed_out"], "the lines are not known yet");
+        assert!(!saga.is_finished());
+        saga.outbox = Outbox::default();
         saga.order_created(&created(), HOUR);
-        assert_eq!(saga.outbox.types(), ["stock.requested", "stock.requested"], "no deadline is needed");
+        assert_eq!(saga.outbox.types(), ["stock.requested", "stock.requested"], "it waits for no approval");
         saga.stock_confirmed("bell").unwrap();
         saga.stock_confirmed("bike").unwrap();
         assert_eq!(saga.state, State::Completed);
@@ -388,18 +422,71 @@ mod tests {
     }
 
     #[test]
-    fn an_approval_or_a_cancellation_cancels_the_time_out() {
-        let ends: [fn(&mut OrderFulfillment); 3] =
-            [OrderFulfillment::order_approved, OrderFulfillment::order_rejected, |saga| {
-                saga.stock_denied("bike").unwrap()
-            }];
+    fn each_end_of_the_saga_cancels_its_time_out() {
+        let ends: [fn(&mut OrderFulfillment); 3] = [
+            OrderFulfillment::order_rejected,
+            |saga| saga.stock_denied("bike").unwrap(),
+            |saga| {
+                saga.stock_confirmed("bell").unwrap();
+                saga.stock_confirmed("bike").unwrap();
+            },
+        ];
         for end in ends {
-            let mut saga = waiting();
+            let mut saga = waiting_for_stock();
             let time_out = saga.time_out.unwrap();
             end(&mut saga);
+            assert_ne!(saga.state, State::Open);
             assert_eq!(saga.outbox.revisions(), [Revision::Cancel(time_out)]);
             assert_eq!(saga.time_out, None);
         }
+    }
+
+    #[test]
+    fn a_cancellation_before_the_approval_cancels_its_time_out() {
+        let mut saga = waiting();
+        let time_out = saga.time_out.unwrap();
+        saga.stock_denied("bike").unwrap();
+        assert_eq!(saga.outbox.revisions(), [Revision::Cancel(time_out)]);
+    }
+
+    #[test]
+    fn an_approval_exchanges_the_time_out_once() {
+        let mut saga = waiting();
+        let before = saga.time_out.unwrap();
+        saga.order_approved();
+        assert_eq!(saga.outbox.revisions(), [Revision::Cancel(before)]);
+        assert_eq!(saga.outbox.types(), ["order.fulfillment_timed_out"]);
+        let time_out = saga.outbox.iter().next().unwrap();
+        assert_eq!(time_out.due(), document_outbox::Due::After(FULFILL_WITHIN));
+        assert_eq!(saga.time_out, Some(time_out.id()));
+
+        saga.outbox = Outbox::default();
+        saga.order_approved();
+        assert!(saga.outbox.is_empty() && saga.outbox.revisions().is_empty(), "a second approval");
+    }
+
+    #[test]
+    fn stock_that_never_answers_cancels_an_approved_order() {
+        let mut saga = waiting_for_stock();
+        saga.stock_confirmed("bell").unwrap();
+        saga.fulfillment_timed_out().unwrap();
+        assert_eq!(saga.outbox.types(), ["order.cancel_requested", "stock.return_requested"]);
+        assert!(saga.state == State::Cancelled && !saga.is_finished(), "the bike may still be confirmed");
+        saga.stock_confirmed("bike").unwrap();
+        assert_eq!(states(&saga), [LineState::Returned; 2]);
+        assert!(saga.is_finished());
+    }
+
+    #[test]
+    fn an_approved_order_without_a_creation_is_cancelled() {
+        let mut saga = OrderFulfillment::begin(ORDER.into());
+        saga.order_approved();
+        saga.outbox = Outbox::default();
+        saga.fulfillment_timed_out().unwrap();
+        assert_eq!(saga.outbox.types(), ["order.cancel_requested"]);
+        saga.order_created(&created(), HOUR);
+        assert_eq!(saga.outbox.len(), 1, "no stock is requested");
+        assert!(saga.is_finished());
     }
 
     #[test]
@@ -407,27 +494,31 @@ mod tests {
         let mut saga = waiting();
         saga.order_approved();
         saga.approval_timed_out().unwrap();
-        assert!(saga.outbox.is_empty() && saga.state == State::Open);
+        assert_eq!(saga.state, State::Open);
         saga.stock_confirmed("bell").unwrap();
         saga.stock_confirmed("bike").unwrap();
         saga.approval_timed_out().unwrap();
+        saga.fulfillment_timed_out().unwrap();
+        assert_eq!(saga.state, State::Completed);
         assert_eq!(saga.outbox.types(), ["order.fulfilled"]);
     }
 
     #[test]
     fn an_answer_without_a_question_begins_no_saga() {
         let begin = || OrderFulfillment::begin(ORDER.into());
-        for refused in
-            [begin().stock_confirmed("bell"), begin().stock_denied("bell"), begin().approval_timed_out()]
-        {
+        for refused in [
+            begin().stock_confirmed("bell"),
+            begin().stock_denied("bell"),
+            begin().approval_timed_out(),
+            begin().fulfillment_timed_out(),
+        ] {
             assert!(matches!(refused, Err(HandlerError::Permanent(_))));
         }
     }
 
     #[test]
     fn an_answer_for_a_strange_product_changes_nothing() {
-        let mut saga = waiting();
-        saga.order_approved();
+        let mut saga = waiting_for_stock();
         saga.stock_confirmed("car").unwrap();
         saga.stock_denied("car").unwrap();
         assert!(saga.outbox.is_empty() && states(&saga) == [LineState::Requested; 2]);

@@ -11,8 +11,8 @@ use document_outbox::{
 use super::{
     fulfillment::OrderFulfillment,
     messages::{
-        ApprovalTimedOut, CancelOrderRequested, OrderApproved, OrderCreated, OrderFulfilled, OrderRejected,
-        StockConfirmed, StockDenied, StockRequested, StockReturnRequested,
+        ApprovalTimedOut, CancelOrderRequested, FulfillmentTimedOut, OrderApproved, OrderCreated,
+        OrderFulfilled, OrderRejected, StockConfirmed, StockDenied, StockRequested, StockReturnRequested,
     },
     order::OrderRequest,
     stock::Stock,
@@ -63,6 +63,12 @@ pub(crate) fn of_fulfillments(
             |message: &ApprovalTimedOut| message.order.clone(),
             OrderFulfillment::begin,
             |saga, _| saga.approval_timed_out(),
+        )
+        .into_aggregate(
+            fulfillments,
+            |message: &FulfillmentTimedOut| message.order.clone(),
+            OrderFulfillment::begin,
+            |saga, _| saga.fulfillment_timed_out(),
         )
         .into_aggregate(
             fulfillments,

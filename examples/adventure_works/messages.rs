@@ -40,6 +40,13 @@ pub(crate) struct ApprovalTimedOut {
     pub(crate) order: OrderId,
 }
 
+/// The stock has not answered in time, although the order is approved. The fulfillment sends this message to itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Message)]
+#[message(type = "order.fulfillment_timed_out")]
+pub(crate) struct FulfillmentTimedOut {
+    pub(crate) order: OrderId,
+}
+
 /// Asks the order to become cancelled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Message)]
 #[message(type = "order.cancel_requested")]
