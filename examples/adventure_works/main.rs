@@ -7,7 +7,8 @@
 //!
 //! The address of MongoDB is in `OUTBOX_MONGODB_URI`, and the one of RabbitMQ in `OUTBOX_RABBITMQ_URI`; `scripts/services`
 //! starts both. `LISTEN` is the address of the screens (default 127.0.0.1:8080), `ADVENTURE_WORKS_DATABASE` the database,
-//! and `ADVENTURE_WORKS_APPROVE_WITHIN` the number of seconds in which an order must be approved.
+//! and `ADVENTURE_WORKS_APPROVE_WITHIN` the number of seconds in which an order must be approved. One process and three
+//! processes need different databases: neither delivers the stored messages of the other.
 //!
 //! | file | holds |
 //! |---|---|
@@ -39,6 +40,11 @@ use tokio::{
 
 use self::services::{Failure, Part, Shop};
 
+/// The database of one process. Its messages are stored for the handlers of the process, so nothing delivers them to
+/// RabbitMQ.
+const DATABASE: &str = "adventure_works";
+/// The database of the three processes, whose messages are stored for RabbitMQ.
+const DATABASE_OVER_RABBITMQ: &str = "adventure_works_rabbitmq";
 const APPROVE_WITHIN: Duration = Duration::from_mins(15);
 
 #[tokio::main]
@@ -53,7 +59,8 @@ pub(crate) async fn main() -> Result<(), Failure> {
 /// Runs one part of the shop, or all of it, until the process is asked to stop.
 pub(crate) async fn run(part: Option<Part>) -> Result<(), Failure> {
     let client = Client::with_uri_str(env::var("OUTBOX_MONGODB_URI")?).await?;
-    let database = env::var("ADVENTURE_WORKS_DATABASE").unwrap_or_else(|_| "adventure_works".into());
+    let default = if part.is_some() { DATABASE_OVER_RABBITMQ } else { DATABASE };
+    let database = env::var("ADVENTURE_WORKS_DATABASE").unwrap_or_else(|_| default.into());
     let database = client.database(&database);
     let approve_within = match env::var("ADVENTURE_WORKS_APPROVE_WITHIN") {
         Ok(seconds) => Duration::from_secs(seconds.parse()?),
