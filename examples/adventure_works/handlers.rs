@@ -105,6 +105,6 @@ pub(crate) fn in_process(stores: &Stores, approve_within: Duration) -> Result<Ha
     Handlers::builder()
         .subscriptions("orders", of_orders(&stores.orders))
         .subscriptions("fulfillments", of_fulfillments(&stores.fulfillments, approve_within))
-        .subscriptions("stocks", of_stocks(&stores.stocks))
+        .subscriptions_within(Stock::inbox_limits(), "stocks", of_stocks(&stores.stocks))
         .build()
 }

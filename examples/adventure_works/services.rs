@@ -16,7 +16,7 @@ use mongodb::{Client, Database};
 use outbox_dispatcher::{Dispatcher, DispatcherSettings};
 use outbox_rescuer::{CancellationToken, Commands, Rescuer, Settings};
 
-use super::{handlers, stores::Stores};
+use super::{handlers, stock::Stock, stores::Stores};
 
 pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
@@ -84,8 +84,12 @@ impl Shop {
             Part::Stocks => handlers::of_stocks(&stores.stocks),
         };
         let name: &str = part.into();
-        let settings = ReceiverSettings::new(format!("{}.{name}", database.name()))
-            .with(|settings| settings.exchange = exchange);
+        let settings = ReceiverSettings::new(format!("{}.{name}", database.name())).with(|settings| {
+            settings.exchange = exchange;
+            if part == Part::Stocks {
+                settings.inbox = Stock::inbox_limits();
+            }
+        });
         let receiver = Receiver::new(amqp.clone(), subscriptions, settings)?.start();
 
         let rescuer = Rescuer::embedded(client, amqp.clone(), watching(database)?)?.start();

@@ -1,6 +1,6 @@
 //! The stock of a product.
 
-use document_outbox::{Aggregate, Inbox, Outbox};
+use document_outbox::{Aggregate, Inbox, InboxLimits, Outbox};
 use serde::{Deserialize, Serialize};
 
 use super::messages::{StockConfirmed, StockDenied, StockRequested, StockReturnRequested};
@@ -17,6 +17,13 @@ pub(crate) struct Stock {
 }
 
 impl Stock {
+    /// A stock receives messages from all orders, so its inbox must remember more than the default.
+    pub(crate) fn inbox_limits() -> InboxLimits {
+        let mut limits = InboxLimits::default();
+        limits.count = 10_000;
+        limits
+    }
+
     pub(crate) fn of(product: String, available: u32) -> Self {
         Self { product, available, inbox: Inbox::default(), outbox: Outbox::default() }
     }
