@@ -168,9 +168,15 @@ async fn check_out(
     let orders = app.stores.orders.clone();
     let inserted = run(&app, async move { orders.insert(order).await }).await??;
     match inserted {
-        Inserted::Applied(..) | Inserted::Exists(_) => {
-            let empty = [(header::SET_COOKIE, Cart::default().cookie())];
-            Ok((empty, Redirect::to(&here)).into_response())
+        Inserted::Applied(..) => Ok(placed(&here)),
+        Inserted::Exists(order) => {
+            let stored = app.stores.orders.load(&order.id).await?.ok_or_else(no_such_order)?;
+            if stored.lines == order.lines {
+                Ok(placed(&here))
+            } else {
+                // The form is old: its order has other items. The cart's page has a form for a new order.
+                Ok(Redirect::to("/cart").into_response())
+            }
         }
         Inserted::Unknown(..) => Err(Sorry(
             StatusCode::GATEWAY_TIMEOUT,
@@ -178,6 +184,11 @@ async fn check_out(
                 .into(),
         )),
     }
+}
+
+/// Empties the cart, and leads to the order.
+fn placed(order: &str) -> Response {
+    ([(header::SET_COOKIE, Cart::default().cookie())], Redirect::to(order)).into_response()
 }
 
 /// Runs a save to its end, even if the browser closes the connection.

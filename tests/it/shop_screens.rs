@@ -182,6 +182,14 @@ async fn use_the_screens(address: &str) {
     assert!(!page.contains(r#"id="approve""#), "{page}");
     assert_eq!(browser.post(&format!("{order}/reject"), "").await.status, 409);
 
+    let id = order.trim_start_matches("/orders/");
+    browser.post("/cart", "product=sport-100&quantity=1").await;
+    let stale = browser.post("/orders", &format!("order={id}&customer=Ada")).await;
+    assert_eq!((stale.status, stale.location.as_str()), (303, "/cart"), "its order has other items");
+    let cart = browser.get("/cart").await.body;
+    assert!(cart.contains(r#"value="sport-100""#) && !cart.contains(id), "{cart}");
+    browser.post("/cart/remove", "product=sport-100").await;
+
     let denied = browser.order(&[("last-cap", 2)]).await;
     browser.wait_for(&denied, ">Cancelled<").await;
     let rejected = browser.order(&[("sport-100", 3)]).await;
