@@ -164,8 +164,12 @@ impl Kit {
     /// Delivers all messages that are due, as rescuer and dispatcher would, and the messages that these deliveries
     /// cause. Waits for the deliveries of the inline dispatcher. Doesn't advance the time.
     ///
+    /// A document that a delivery leaves as it was is not tried again. It causes no error, even if one of its messages
+    /// appears due: for example, a message whose `via` is unknown to the kit's deliverer.
+    /// [`assert_nothing_left`](Self::assert_nothing_left) reports such messages.
+    ///
     /// # Errors
-    /// [`NotQuiet`], if messages are still due at the end.
+    /// [`NotQuiet`], if there were too many deliveries, the destination is unavailable, or the database refused a statement.
     pub async fn until_quiet(&self) -> Result<(), NotQuiet> {
         let recorder = self.recorder();
         let most = recorder.tries() + self.parts.most_deliveries;
@@ -179,7 +183,7 @@ impl Kit {
     /// Advances the time step by step, and delivers at each step the messages that are due then.
     ///
     /// # Errors
-    /// [`NotQuiet`], if messages are still due at one of the steps.
+    /// [`NotQuiet`], for the same reasons as [`until_quiet`](Self::until_quiet) at one of the steps.
     pub async fn run_for(&self, time: Duration) -> Result<(), NotQuiet> {
         let end = later(self.now(), time);
         loop {
