@@ -39,12 +39,15 @@ pub struct Revised {
 #[strum(serialize_all = "snake_case")]
 #[non_exhaustive]
 pub enum RevisionOutcome {
-    /// The save has removed the message, and it is not delivered any more. If a delivery of the message had failed
-    /// before, its receiver may have received it nevertheless.
+    /// The save has removed the message, and no process had claimed it. The message can still arrive, or have arrived, if
+    /// an earlier publish of it failed or got no answer: because of an alarm of the broker, a lost connection, or a claim
+    /// that ended before the confirm. It can also arrive if the document was near 16 MiB and its messages were delivered
+    /// under a lease.
     Cancelled,
     /// The message is due at its new time.
     Rescheduled,
-    /// The save has removed the message, because it sent a later message with the same type and key.
+    /// The save has removed the message, because it sent a later message with the same type and key. The removed message
+    /// can still arrive in the same cases as after [`Cancelled`](Self::Cancelled).
     Replaced,
     /// The message was not changed, because it is being delivered, or some of its handlers have already received it. It
     /// stays in the outbox until its delivery is complete.

@@ -127,6 +127,10 @@ impl Subscriptions {
     /// all of these steps are repeated on the newly loaded aggregate. So the closures should have no effects other
     /// than changing the aggregate.
     ///
+    /// The inbox remembers messages, not effects. If other subscriptions give the same message to the same aggregate, only
+    /// one of them has an effect, and no error is reported. So put all effects of a message on one aggregate into one
+    /// `apply`.
+    ///
     /// `apply` returns nothing, or a `Result` with an error that converts into a [`HandlerError`]. After an error the
     /// aggregate is not saved.
     #[must_use]

@@ -10,13 +10,18 @@
 //! exactly what was decided, and its receipt needs no second answer of the server.
 //!
 //! # Guarantees
-//! - A message that is reported as cancelled or replaced was not claimed, and no process delivers it afterwards.
+//! - A message that is reported as cancelled or replaced was not claimed, and has left the outbox.
 //! - A message that is reported otherwise is still there, or had left the outbox before.
 //!
 //! # Caveats
 //! The messages of a document that has no room for a claim are delivered under a lease in the state database, without a
 //! claim in the document. So the save of a large document takes this lease itself. For a smaller document, the update
 //! requires that the document is still small.
+//!
+//! A message that was cancelled or replaced can still arrive:
+//! - if an earlier publish of it got no answer, because such a message is released and then free;
+//! - if its document was delivered under a lease and became small during the delivery;
+//! - if the lease of a killed or frozen process has ended, because an ended lease leaves the message free.
 
 use mongodb::bson::RawDocumentBuf;
 
