@@ -12,6 +12,7 @@ use crate::{
     Operator,
     error::OperateError,
     explain::{Reason, reasons},
+    lease::OversizedLease,
     list::{Row, ids_of},
     text,
 };
@@ -65,17 +66,6 @@ pub struct InboxView {
     pub newest: Option<DateTime>,
 }
 
-/// The lease of a document that is too large for a claim.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct OversizedLease {
-    /// The process that delivers its messages.
-    pub owner: Option<String>,
-    /// The number of messages that failed.
-    pub failed: usize,
-    /// The number of dead messages, which are not marked in the document.
-    pub dead: usize,
-}
-
 impl Operator {
     /// Shows the documents whose `_id` this text means; usually there is at most one.
     pub async fn documents(&self, namespace: Namespace, id: &str) -> Result<Vec<DocumentView>, OperateError> {
@@ -106,10 +96,15 @@ impl Operator {
     ) -> Result<Option<DocumentView>, OperateError> {
         let Some(document) = DocumentRef::of_stored(namespace.clone(), raw) else { return Ok(None) };
         let ordering = self.ordering(namespace);
-        let (slots, flaw) = match read_outbox_of(raw) {
+        let (mut slots, flaw) = match read_outbox_of(raw) {
             Ok(slots) => (slots, None),
             Err(error) => (Vec::new(), Some(error.to_string())),
         };
+
+        let oversized = self.oversized(&document).await?;
+        if let Some(lease) = &oversized {
+            lease.complete(&mut slots);
+        }
 
         let mut messages = Vec::new();
         for (index, (slot, reason)) in slots.iter().zip(reasons(&slots, ordering, now)).enumerate() {
@@ -124,24 +119,7 @@ impl Operator {
             messages,
             flaw,
             inboxes: inboxes(raw),
-            oversized: self.oversized(&document).await?,
-        }))
-    }
-
-    async fn oversized(&self, document: &DocumentRef) -> Result<Option<OversizedLease>, OperateError> {
-        let leases = self.state_database().collection::<Document>("leases");
-        let filter = doc! {
-            "kind": "oversized",
-            "_id.ns": document.namespace.to_string(),
-            "_id.key._id": { "$eq": document.id() },
-        };
-        let lease = leases.find_one(filter).max_time(self.settings.max_time).await;
-        let Some(lease) = lease.map_err(OperateError::reading("the leases"))? else { return Ok(None) };
-        let number = |name: &str| lease.get_array(name).map_or(0, Vec::len);
-        Ok(Some(OversizedLease {
-            owner: lease.get_str("owner").ok().map(str::to_owned),
-            failed: number("failed"),
-            dead: number("dead"),
+            oversized,
         }))
     }
 }

@@ -12,7 +12,7 @@ use document_outbox::{
 use mongodb::bson::{Bson, DateTime, Uuid};
 use serde::Serialize;
 
-use crate::{Operator, error::OperateError, find::FoundMessage, list::Row, text};
+use crate::{Operator, error::OperateError, find::FoundMessage, lease, list::Row, text};
 
 /// A message that is due for longer than this should have been delivered by a sweep.
 const LATE_SECONDS: u64 = 60;
@@ -67,38 +67,58 @@ impl Operator {
     pub async fn explain(&self, found: &FoundMessage) -> Result<Explanation, OperateError> {
         let now = self.now().await?;
         let ordering = self.ordering(&found.document.namespace);
-        let reasons = reasons(&found.outbox, ordering, now);
+        let lease = self.oversized(&found.document).await?;
+        let mut outbox = found.outbox.clone();
+        if let Some(lease) = &lease {
+            lease.complete(&mut outbox);
+        }
+
+        let reasons = reasons(&outbox, ordering, now);
         let reason = reasons.into_iter().nth(found.index).unwrap_or(Reason::Unreadable);
-        let slot = &found.outbox[found.index];
+        let slot = &outbox[found.index];
+        let mut sentences = sentences(&reason, slot, &outbox, now);
+        let mut runbook = runbook(&reason, slot.entry(), now);
+        if let Some(lease) = lease {
+            sentences.extend(lease.sentences(slot.entry().map(|entry| entry.id), now));
+            runbook = Some(lease::RUNBOOK);
+        }
         Ok(Explanation {
             row: Row::of(&found.document, found.index + 1, slot, now),
-            sentences: sentences(&reason, slot, &found.outbox, now),
-            runbook: runbook(&reason, slot.entry(), now),
+            sentences,
+            runbook,
             reason,
         })
     }
 }
 
-/// The reason of each element of an outbox.
+/// The reason of each element of an outbox. Each message is judged as a process judges it that serves its `via`: for that
+/// process, an earlier message with another `via` is not deliverable, and blocks it.
 pub(crate) fn reasons(outbox: &[Slot], ordering: DeliveryOrder, now: DateTime) -> Vec<Reason> {
-    let mut blocker: Option<(usize, Reason)> = None;
+    // The first blocking element for each `via`.
+    let mut blockers: BTreeMap<Option<&str>, usize> = BTreeMap::new();
+    for slot in outbox {
+        let Some(entry) = slot.entry() else { continue };
+        let via = entry.via.as_deref();
+        if blockers.contains_key(&via) {
+            continue;
+        }
+        let first = outbox.iter().position(|slot| blocks(slot, ordering, now, via));
+        blockers.insert(via, first.unwrap_or(outbox.len()));
+    }
+
     let mut reasons = Vec::with_capacity(outbox.len());
     for (index, slot) in outbox.iter().enumerate() {
-        let own = own(slot, now);
-        let is_alive = slot.entry().is_some_and(|entry| entry.dead.is_none());
-        reasons.push(match &blocker {
-            Some((at, because)) if is_alive => Reason::Behind {
+        let alive = slot.entry().filter(|entry| entry.dead.is_none());
+        let blocker = alive.and_then(|entry| blockers.get(&entry.via.as_deref())).filter(|at| **at < index);
+        reasons.push(match blocker {
+            Some(at) => Reason::Behind {
                 place: at + 1,
                 id: outbox[*at].entry().map(|entry| entry.id),
                 message_type: outbox[*at].entry().map(|entry| entry.message_type.clone()),
-                because: Box::new(because.clone()),
+                because: Box::new(own(&outbox[*at], now)),
             },
-            _ => own.clone(),
+            None => own(slot, now),
         });
-        // The first one blocks all later ones.
-        if blocker.is_none() && blocks(slot, ordering, now) {
-            blocker = Some((index, own));
-        }
     }
     reasons
 }
@@ -116,20 +136,26 @@ fn own(slot: &Slot, now: DateTime) -> Reason {
         None | Some(Hold::NotMine | Hold::Dead) => {}
     }
     let alone = [light(slot)];
-    let found = deliverable(&alone, rules(DeliveryOrder::Ordered, now));
+    let serves_all = |_: Option<&str>| true;
+    let found = deliverable(&alone, rules(DeliveryOrder::Ordered, now, &serves_all));
     if found.crashed.is_some() { Reason::Crashing } else { Reason::Deliverable }
 }
 
-/// Whether a due message right behind this element is not deliverable.
-fn blocks(slot: &Slot, ordering: DeliveryOrder, now: DateTime) -> bool {
-    let probe = probe();
+/// Whether a due message with this `via` right behind this element is not deliverable.
+fn blocks(slot: &Slot, ordering: DeliveryOrder, now: DateTime, via: Option<&str>) -> bool {
+    let probe = Entry { via: via.map(str::to_owned), ..probe() };
     let id = probe.id;
     let both = [light(slot), Slot::Entry(Box::new(probe))];
-    !deliverable(&both, rules(ordering, now)).entries.iter().any(|entry| entry.id == id)
+    let serves = |of: Option<&str>| of == via;
+    !deliverable(&both, rules(ordering, now, &serves)).entries.iter().any(|entry| entry.id == id)
 }
 
-fn rules(ordering: DeliveryOrder, now: DateTime) -> Rules<'static> {
-    Rules { now, ordering, limit: usize::MAX, serves: &|_| true }
+fn rules(
+    ordering: DeliveryOrder,
+    now: DateTime,
+    serves: &(dyn Fn(Option<&str>) -> bool + Sync),
+) -> Rules<'_> {
+    Rules { now, ordering, limit: usize::MAX, serves }
 }
 
 /// The element without its payload, which the decision doesn't need.
@@ -194,12 +220,35 @@ fn sentences(reason: &Reason, slot: &Slot, outbox: &[Slot], now: DateTime) -> Ve
             "Message {place} of the same document ({id}) blocks it, because messages of a document keep their order."
         ));
         if let Some(blocker) = outbox.get(place - 1).and_then(Slot::entry) {
-            sentences.extend(of_entry(because, blocker, now));
+            sentences.extend(of_blocker(because, blocker, entry.via.as_deref(), now));
         }
         return sentences;
     }
     sentences.extend(of_entry(reason, entry, now));
     sentences
+}
+
+/// Why a blocker is not delivered, for a message with this `via`.
+fn of_blocker(because: &Reason, blocker: &Entry, via: Option<&str>, now: DateTime) -> Vec<String> {
+    if *because != Reason::Deliverable || blocker.via.as_deref() == via {
+        return of_entry(because, blocker, now);
+    }
+    let server = |via: Option<&str>| match via {
+        Some(via) => format!("a process that serves `{via}`"),
+        None => "a dispatcher".to_owned(),
+    };
+    vec![format!(
+        "Message {} is due, and only {} delivers it; {} waits until then. Check that {} runs.",
+        blocker.id,
+        server(blocker.via.as_deref()),
+        server(via),
+        server(blocker.via.as_deref())
+    )]
+}
+
+/// The number of claims that ended without an outcome. A failed delivery counts as a claim and as an attempt.
+fn lost_claims(entry: &Entry) -> i64 {
+    (entry.claims - entry.attempts).max(0)
 }
 
 fn of_entry(reason: &Reason, entry: &Entry, now: DateTime) -> Vec<String> {
@@ -231,7 +280,7 @@ fn of_entry(reason: &Reason, entry: &Entry, now: DateTime) -> Vec<String> {
         Reason::Crashing => vec![
             format!(
                 "Workers have claimed it {} without an outcome, so it probably ends the process that delivers it.",
-                counted(entry.claims, "time", "times")
+                counted(lost_claims(entry), "time", "times")
             ),
             "The next worker that claims it marks it dead.".to_owned(),
         ],
@@ -259,10 +308,10 @@ fn deliverable_now(entry: &Entry, now: DateTime) -> Vec<String> {
             text::duration(text::since(now, due))
         ));
     }
-    if entry.claims > 0 {
+    if lost_claims(entry) > 0 {
         sentences.push(format!(
             "Workers have claimed it {} without an outcome; check their logs.",
-            counted(entry.claims, "time", "times")
+            counted(lost_claims(entry), "time", "times")
         ));
     }
     sentences.extend(last_error(entry));

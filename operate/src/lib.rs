@@ -36,6 +36,7 @@ pub mod error;
 pub mod explain;
 pub mod find;
 pub mod groups;
+pub mod lease;
 pub mod list;
 pub mod message;
 pub mod operator;

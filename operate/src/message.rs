@@ -21,6 +21,8 @@ pub struct MessageView {
     pub row: Row,
     /// Its history, as far as the entry has it, in the order of time.
     pub timeline: Vec<Happening>,
+    /// Sentences about the lease of its document, if the document has no room for a claim.
+    pub lease: Vec<String>,
     /// The headers that its sender set.
     pub headers: Vec<(String, String)>,
     /// The id of its trace.
@@ -80,7 +82,10 @@ impl Operator {
         redaction: &Redaction,
     ) -> Result<Option<MessageView>, OperateError> {
         let now = self.now().await?;
-        Ok(self.view(found, redaction, now))
+        let lease = self.oversized(&found.document).await?;
+        let Some(mut view) = self.view(found, redaction, now) else { return Ok(None) };
+        view.lease = lease.map(|lease| lease.sentences(view.row.id, now)).unwrap_or_default();
+        Ok(Some(view))
     }
 
     fn view(&self, found: &FoundMessage, redaction: &Redaction, now: DateTime) -> Option<MessageView> {
@@ -92,6 +97,7 @@ impl Operator {
         Some(MessageView {
             row: Row::of(&found.document, found.index + 1, slot, now),
             timeline: timeline(entry, now),
+            lease: Vec::new(),
             headers: entry.headers.clone().into_iter().collect(),
             trace_id: entry.headers.get(TRACEPARENT).and_then(|header| trace_id(header)),
             delivered_to: entry.delivered_to.clone(),

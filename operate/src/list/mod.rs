@@ -102,7 +102,8 @@ pub struct Row {
     pub claimed_by: Option<String>,
     /// The number of failed deliveries.
     pub attempts: i64,
-    /// The number of claims without an outcome.
+    /// The number of claims of workers. A failed delivery counts as a claim and as an attempt, so that only the claims
+    /// above the attempts ended without an outcome.
     pub claims: i64,
     /// The error of the last failed delivery.
     pub last_error: Option<String>,
@@ -116,6 +117,11 @@ pub struct Row {
 }
 
 impl Row {
+    /// The number of claims that ended without an outcome.
+    pub fn lost_claims(&self) -> i64 {
+        (self.claims - self.attempts).max(0)
+    }
+
     /// The row of an element of an outbox; `place` counts from 1.
     pub fn of(document: &DocumentRef, place: usize, slot: &Slot, now: DateTime) -> Self {
         match slot {

@@ -47,6 +47,11 @@ async fn each_state_has_its_reason_in_words() {
             "scheduled",
         ),
         (entry("a", doc! { "claims": 8 }), Reason::Crashing, "8 times without an outcome"),
+        (
+            entry("a", doc! { "claims": 5, "attempts": 3 }),
+            Reason::Deliverable,
+            "claimed it 2 times without an outcome",
+        ),
     ];
     for (number, (stored, reason, words)) in cases.into_iter().enumerate() {
         let id = id_of(&stored);
@@ -88,6 +93,76 @@ async fn an_earlier_message_is_named_as_the_blocker() {
     });
     let reason = dead_blocks.explain(&found(&scene, blocked_id).await).await.unwrap().reason;
     assert!(matches!(reason, Reason::Behind { id: Some(id), .. } if id == dead_id), "{reason:?}");
+    scene.drop().await;
+}
+
+/// A process delivers only what it serves, and in order.
+#[tokio::test]
+async fn a_message_for_another_deliverer_blocks() {
+    let scene = Scene::new().await;
+    let handled = |name: &str| entry(name, doc! { "via": "handlers" });
+    let (first, second, third) = (handled("a"), entry("b", doc! {}), handled("c"));
+    let (first_id, second_id, third_id) = (id_of(&first), id_of(&second), id_of(&third));
+    scene.insert("o-1", vec![first, second, third]).await;
+
+    assert_eq!(explained(&scene, first_id).await.reason, Reason::Deliverable);
+    let explanation = explained(&scene, second_id).await;
+    let Reason::Behind { place, id, because, .. } = explanation.reason else {
+        panic!("{:?}", explanation.reason)
+    };
+    assert_eq!((place, id, *because), (1, Some(first_id), Reason::Deliverable));
+    let text = explanation.sentences.join(" ");
+    assert!(text.contains("only a process that serves `handlers` delivers it"), "{text}");
+    assert!(!text.contains("Nothing blocks it"), "{text}");
+    let reason = explained(&scene, third_id).await.reason;
+    assert!(matches!(reason, Reason::Behind { id: Some(id), .. } if id == second_id), "{reason:?}");
+
+    let unordered = scene.with_order(|settings| settings.unordered = settings.watch.clone());
+    let explanation = unordered.explain(&found(&scene, second_id).await).await.unwrap();
+    assert_eq!(explanation.reason, Reason::Deliverable);
+    let views = scene.operator.documents(scene.namespace(), "o-1").await.unwrap();
+    assert!(matches!(views[0].messages[1].reason, Reason::Behind { place: 1, .. }));
+    scene.drop().await;
+}
+
+#[tokio::test]
+async fn failures_are_not_claims_without_an_outcome() {
+    let scene = Scene::new().await;
+    let failed = entry("a", doc! { "attempts": 3, "claims": 3 });
+    let id = id_of(&failed);
+    scene.insert("o-1", vec![failed]).await;
+    let explanation = explained(&scene, id).await;
+    assert!(!explanation.sentences.join(" ").contains("without an outcome"), "{explanation:?}");
+    assert_eq!(explanation.row.lost_claims(), 0);
+    scene.drop().await;
+}
+
+/// The state of a document without room is kept with its lease.
+#[tokio::test]
+async fn the_state_in_a_lease_is_explained() {
+    let scene = Scene::new().await;
+    let (dead, failed, last) = (entry("a", doc! {}), entry("b", doc! {}), entry("c", doc! {}));
+    let ids = [id_of(&dead), id_of(&failed), id_of(&last)];
+    scene.insert("o-1", vec![dead, failed, last]).await;
+    let lease = doc! {
+        "_id": { "ns": scene.namespace().to_string(), "key": { "_id": "o-1" } }, "kind": "oversized",
+        "owner": "worker/1", "until": scene.at(5),
+        "failed": [{ "id": ids[1], "attempts": 2, "retry_at": scene.at(3), "last_error": "busy" }],
+        "dead": [{ "id": ids[0], "dead_at": scene.at(-1), "dead_reason": "permanent", "last_error": "no" }],
+    };
+    scene.state().collection("leases").insert_one(lease).await.unwrap();
+
+    let dead = explained(&scene, ids[0]).await;
+    assert_eq!((&dead.reason, dead.runbook), (&Reason::Dead, Some("Documents grow too large")));
+    let text = dead.sentences.join(" ");
+    assert!(text.contains("keeps the state of this message") && text.contains("worker/1 has"), "{text}");
+    assert_eq!(explained(&scene, ids[1]).await.reason, Reason::Retrying);
+    let last = explained(&scene, ids[2]).await;
+    assert!(matches!(last.reason, Reason::Behind { place: 2, .. }), "{:?}", last.reason);
+    assert!(last.sentences.iter().all(|sentence| !sentence.contains("this message")), "{:?}", last.sentences);
+    let view =
+        scene.operator.show(&found(&scene, ids[0]).await, &Redaction::default()).await.unwrap().unwrap();
+    assert!(view.lease.join(" ").contains("keeps the state of this message"), "{:?}", view.lease);
     scene.drop().await;
 }
 

@@ -24,11 +24,14 @@ pub fn draw(view: &MessageView, now: DateTime, width: usize) -> String {
         screen.fact("Claim", claim);
     }
     if row.attempts > 0 || row.claims > 0 {
-        screen
-            .fact("Attempts", &format!("{} failed, {} claims without an outcome", row.attempts, row.claims));
+        let text = format!("{} failed, {} claims without an outcome", row.attempts, row.lost_claims());
+        screen.fact("Attempts", &text);
     }
     if let Some(error) = &row.last_error {
         screen.fact("Last error", error);
+    }
+    if !view.lease.is_empty() {
+        screen.fact("Lease", &view.lease.join(" "));
     }
     if let Some(trace) = &view.trace_id {
         screen.fact("Trace", trace);

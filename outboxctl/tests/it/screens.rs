@@ -122,7 +122,7 @@ fn list() -> String {
 
 fn show() -> String {
     let mut shown = row(1, MessageState::Dead, "order.paid", "o-1017");
-    shown.attempts = 10;
+    (shown.attempts, shown.claims) = (10, 10);
     shown.last_error = Some("the receiver answered 503 Service Unavailable".to_owned());
     let view = MessageView {
         row: shown,
@@ -133,6 +133,7 @@ fn show() -> String {
                 what: "died (attempts_exhausted), after 10 failed attempts".to_owned(),
             },
         ],
+        lease: vec![],
         headers: vec![],
         trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736".to_owned()),
         delivered_to: vec![],
