@@ -20,6 +20,9 @@ pub enum OperateError {
     /// An argument has a wrong form; the text is a sentence.
     #[error("{0}")]
     Argument(String),
+    /// There is no such thing; the text is a sentence.
+    #[error("{0}")]
+    NotFound(String),
     /// The operation is refused, because it could do damage; the text is a sentence.
     #[error("{0}")]
     Forbidden(String),

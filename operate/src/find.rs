@@ -105,7 +105,7 @@ fn of_document(collection: &WatchedCollection, raw: &RawDocumentBuf, id: Uuid) -
 }
 
 /// The first element with this id.
-fn stored(raw: &RawDocumentBuf, id: Uuid) -> Option<Document> {
+pub(crate) fn stored(raw: &RawDocumentBuf, id: Uuid) -> Option<Document> {
     let wanted = Bson::from(id);
     let outbox = raw.get_array("outbox").ok()?;
     for element in outbox.into_iter().map_while(Result::ok) {

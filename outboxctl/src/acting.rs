@@ -65,7 +65,12 @@ pub async fn restore(general: &General, setup: &Setup, args: &RestoreArgs) -> Re
     let author = author(args.reason.as_deref(), args.by.as_deref())?;
     confirm(general, setup, args.confirm.as_deref())?;
     let mut messages = Vec::new();
-    let sum = setup.operator.restore(&ids, author, |acted| messages.push(acted.clone())).await?;
+    let report = |acted: &Acted| messages.push(acted.clone());
+    let sum = if args.force {
+        setup.operator.restore_by_force(&ids, author, report).await?
+    } else {
+        setup.operator.restore(&ids, author, report).await?
+    };
     finish(general, Act::Restore, &Done { sum, messages })
 }
 
@@ -76,6 +81,10 @@ fn finish(general: &General, act: Act, done: &Done) -> Result<Exit, Failure> {
         format => output::write(format, done, draw)?,
     }
     let sum = &done.sum;
+    if let Some(error) = &sum.error {
+        output::error(error);
+        return Ok(if sum.done > 0 { Exit::Partly } else { Exit::Failed });
+    }
     Ok(if sum.done == 0 && sum.changed == 0 && sum.failed == 0 {
         Exit::NothingMatched
     } else if sum.changed == 0 && sum.failed == 0 && sum.left == 0 {

@@ -241,6 +241,10 @@ pub struct RestoreArgs {
     /// Ids of discarded messages
     #[arg(value_name = "ID", required = true)]
     pub ids: Vec<String>,
+    /// Accept that a message is delivered twice: restore it even if the audit trail has no finished discard of it, or a
+    /// later act
+    #[arg(long)]
+    pub force: bool,
     /// Why, for the audit trail
     #[arg(long, value_name = "TEXT", required = true)]
     pub reason: Option<String>,

@@ -62,7 +62,7 @@ impl Failure {
             Self::Operation(
                 OperateError::NeedsScan { .. } | OperateError::Refused { .. } | OperateError::Forbidden(_),
             ) => Exit::Refused,
-            Self::NotFound(_) => Exit::NothingMatched,
+            Self::NotFound(_) | Self::Operation(OperateError::NotFound(_)) => Exit::NothingMatched,
             Self::Operation(_) | Self::Output(_) => Exit::Failed,
         }
     }

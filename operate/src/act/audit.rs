@@ -4,7 +4,6 @@ use document_outbox::DocumentRef;
 use mongodb::{
     Collection,
     bson::{Bson, DateTime, Document, RawDocumentBuf, Uuid, doc},
-    options::{ReadConcern, WriteConcern},
 };
 use serde::Serialize;
 
@@ -182,13 +181,12 @@ fn shown(row: &Row) -> Document {
 
 impl Operator {
     pub(super) fn audit_collection(&self) -> Collection<Document> {
-        self.state_database().collection(AUDIT)
+        self.evidence(AUDIT)
     }
 
     /// Adds records, acknowledged by the majority.
     pub(super) async fn record(&self, records: &[Document]) -> Result<(), OperateError> {
-        let insert =
-            self.audit_collection().insert_many(records).write_concern(WriteConcern::majority()).await;
+        let insert = self.audit_collection().insert_many(records).await;
         insert
             .map(drop)
             .map_err(|error| OperateError::of_mongodb("writing the audit trail".to_owned(), &error))
@@ -238,7 +236,6 @@ impl Operator {
         let found = audit
             .find(doc! { "intent": { "$in": ids } })
             .sort(doc! { "_id": 1 })
-            .read_concern(ReadConcern::majority())
             .max_time(self.settings.max_time)
             .await;
         let mut cursor = found.map_err(OperateError::reading("the audit trail"))?;

@@ -4,14 +4,12 @@ use document_outbox::{
     DocumentRef,
     internal::error_codes::{self, Verdict},
 };
-use mongodb::{
-    bson::{DateTime, Document, Uuid, doc},
-    options::WriteConcern,
-};
+use mongodb::bson::{DateTime, Document, Uuid, doc};
 
 use super::{
     Act, ActOutcome, ActRequest, ActSum, Acted, Target,
-    audit::{Author, Operation, new_id},
+    audit::{Author, Operation, new_id, outcome},
+    concern::majority,
     transition::transition,
 };
 use crate::{Operator, error::OperateError};
@@ -21,7 +19,22 @@ const CHUNK: usize = 50;
 /// The number of failures in a row after which the rest is left.
 const MOST_FAILURES: usize = 5;
 
+/// The result of an intent that was not tried.
+pub(super) const NOT_DONE: &str = "not_done";
+
+/// The part of an act that is under way.
+struct Chunk {
+    acted: Vec<Acted>,
+    left: usize,
+    /// What ended the act.
+    error: Option<OperateError>,
+}
+
 impl ActSum {
+    pub(super) fn new(operation: Uuid) -> Self {
+        Self { operation, done: 0, changed: 0, failed: 0, left: 0, error: None }
+    }
+
     pub(super) fn add(&mut self, outcome: &ActOutcome) {
         match outcome {
             ActOutcome::Done => self.done += 1,
@@ -35,7 +48,8 @@ impl Operator {
     /// Executes an act on the messages that meet its query. `report` is called for each message.
     ///
     /// # Errors
-    /// An error if no message was changed, or if the audit trail can't be written; then the act does not continue.
+    /// An error if no message was tried. If something fails later, as the audit trail, the act does not continue, and
+    /// the error is in the sum.
     pub async fn execute(
         &self,
         request: &ActRequest,
@@ -66,15 +80,21 @@ impl Operator {
             mongodb_user: self.mongodb_user().await?,
             query: Some(request.query.to_string()),
         };
-        let mut sum = ActSum { operation: operation.id, done: 0, changed: 0, failed: 0, left: 0 };
+        let mut sum = ActSum::new(operation.id);
         let mut failures = 0;
         for chunk in selection.targets.chunks(CHUNK) {
-            if failures >= MOST_FAILURES {
+            if failures >= MOST_FAILURES || sum.error.is_some() {
                 sum.left += chunk.len();
                 continue;
             }
-            for acted in self.act_on(&operation, chunk).await? {
-                failures = if acted.outcome.detail().is_some() { failures + 1 } else { 0 };
+            let has_acted = sum.done + sum.changed + sum.failed > 0;
+            let Chunk { acted, left, error } = self.act_on(&operation, chunk, &mut failures).await;
+            match error {
+                Some(error) if !has_acted && acted.is_empty() => return Err(error),
+                error => sum.error = error.map(|error| error.to_string()),
+            }
+            sum.left += left;
+            for acted in acted {
                 sum.add(&acted.outcome);
                 report(&acted);
             }
@@ -82,23 +102,54 @@ impl Operator {
         Ok(sum)
     }
 
-    /// Acts on a few messages, in their order: intents, acts, outcomes.
-    async fn act_on(&self, operation: &Operation, targets: &[Target]) -> Result<Vec<Acted>, OperateError> {
-        let now = self.now().await?;
+    /// Acts on a few messages, in their order: intents, acts, outcomes. An intent that is not tried gets an outcome, too,
+    /// because the trail must not suggest that it may have been done.
+    async fn act_on(&self, operation: &Operation, targets: &[Target], failures: &mut usize) -> Chunk {
+        let mut chunk = Chunk { acted: Vec::new(), left: 0, error: None };
         let ids: Vec<Uuid> = targets.iter().map(|_| new_id()).collect();
-        let intents: Vec<Document> =
-            targets.iter().zip(&ids).map(|(target, id)| operation.intent(*id, target, now)).collect();
-        self.record(&intents).await?;
+        let mut now = match self.intend(operation, targets, &ids).await {
+            Ok(now) => now,
+            Err(error) => {
+                return Chunk { left: targets.len(), error: Some(error), ..chunk };
+            }
+        };
 
-        let (mut acted, mut outcomes) = (Vec::new(), Vec::new());
+        let mut outcomes = Vec::new();
         for (target, intent) in targets.iter().zip(ids) {
-            let now = self.now().await?;
-            let outcome = self.act_on_one(operation, target, now).await;
-            outcomes.push(operation.outcome(intent, &outcome, now));
-            acted.push(Acted { shown: target.shown.clone(), outcome });
+            match self.now().await {
+                Ok(read) => now = read,
+                Err(error) => chunk.error = Some(error),
+            }
+            if chunk.error.is_some() || *failures >= MOST_FAILURES {
+                let why = "it was left, because the acts before it failed";
+                outcomes.push(outcome(operation.id, intent, NOT_DONE, Some(why), now));
+                chunk.left += 1;
+                continue;
+            }
+            let result = self.act_on_one(operation, target, now).await;
+            *failures = if result.detail().is_some() { *failures + 1 } else { 0 };
+            outcomes.push(operation.outcome(intent, &result, now));
+            chunk.acted.push(Acted { shown: target.shown.clone(), outcome: result });
         }
-        self.record(&outcomes).await?;
-        Ok(acted)
+
+        if let Err(error) = self.record(&outcomes).await {
+            chunk.error = Some(error);
+        }
+        chunk
+    }
+
+    /// Records intents, and returns their time.
+    async fn intend(
+        &self,
+        operation: &Operation,
+        targets: &[Target],
+        ids: &[Uuid],
+    ) -> Result<DateTime, OperateError> {
+        let now = self.now().await?;
+        let intents: Vec<Document> =
+            targets.iter().zip(ids).map(|(target, id)| operation.intent(*id, target, now)).collect();
+        self.record(&intents).await?;
+        Ok(now)
     }
 
     async fn act_on_one(&self, operation: &Operation, target: &Target, now: DateTime) -> ActOutcome {
@@ -132,7 +183,7 @@ impl Operator {
     ) -> ActOutcome {
         let namespace = &document.namespace;
         let collection = self.client.database(&namespace.db).collection::<Document>(&namespace.coll);
-        let mut action = collection.update_one(filter, update).write_concern(WriteConcern::majority());
+        let mut action = collection.update_one(filter, update).write_concern(majority());
         if let Some(array_filter) = array_filter {
             action = action.array_filters(vec![array_filter]);
         }

@@ -13,14 +13,14 @@
 //! | after | state | the next run |
 //! |---|---|---|
 //! | the intent | the message is unchanged | repeats the act with a new intent; [`settle`](Operator::settle) records `not_done` for the old one |
-//! | the archive | the message is in the outbox and in the archive | repeats the discard, which finds the copy in the archive and removes the message |
-//! | the act | the act is done, and its outcome is missing | does not find the message as it was shown; `settle` records `done` |
+//! | the archive | the message is in the outbox and in the archive | repeats the discard, with a new record in the archive; [`restore`](Operator::restore) takes no record whose discard is not `done` |
+//! | the act | the act is done, and its outcome is missing | does not find the message as it was shown; `settle` records `done` if the evidence is that of this act, otherwise `unknown` |
 //!
 //! So no act is without an intent, and no act happens twice.
 //!
 //! # Guarantees
 //! - Only valid transitions: a replay and a discard take dead messages, a kill takes living ones without a claim,
-//!   a release takes claimed ones.
+//!   a release takes claimed ones. A restore takes records whose discard is done, and that no later act has used.
 //! - The messages of one document are acted on in the order of its outbox.
 //! - `audit` and `archive` are only appended to. The role `outboxOperator` has no other rights on them.
 //! - Dates are the server's.
@@ -32,10 +32,13 @@
 
 mod archive;
 mod audit;
+mod concern;
 mod execute;
+mod restore;
 mod reveal;
 mod select;
 mod settle;
+mod trail;
 mod transition;
 
 use std::fmt;
@@ -192,8 +195,10 @@ pub struct ActSum {
     pub changed: usize,
     /// The number of failures.
     pub failed: usize,
-    /// The number of messages that were not tried, because too many failed in a row.
+    /// The number of messages that were not tried, because too many failed in a row, or because of the error.
     pub left: usize,
+    /// What ended the act before its end, in words.
+    pub error: Option<String>,
 }
 
 /// A message to act on.

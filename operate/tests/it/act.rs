@@ -22,36 +22,36 @@ use outbox_operate::{
 
 use crate::scene::{Scene, entry, id_of};
 
-fn author() -> Author {
+pub(crate) fn author() -> Author {
     Author { name: "alice".into(), host: "laptop".into(), tool: "test".into(), reason: "ticket 4711".into() }
 }
 
-fn request(act: Act, query: &str) -> ActRequest {
+pub(crate) fn request(act: Act, query: &str) -> ActRequest {
     let mut request = ActRequest::new(act, query.parse::<Query>().unwrap());
     request.force = Force::Accepted;
     request
 }
 
-async fn execute(scene: &Scene, act: Act, query: &str) -> (ActSum, Vec<Acted>) {
+pub(crate) async fn execute(scene: &Scene, act: Act, query: &str) -> (ActSum, Vec<Acted>) {
     let mut acted = Vec::new();
     let sum = scene.operator.execute(&request(act, query), author(), |one| acted.push(one.clone())).await;
     (sum.unwrap_or_else(|error| panic!("{error}")), acted)
 }
 
-async fn outbox(scene: &Scene, id: &str) -> Vec<Document> {
+pub(crate) async fn outbox(scene: &Scene, id: &str) -> Vec<Document> {
     let stored = scene.orders().find_one(doc! { "_id": id }).await.unwrap().unwrap();
     let elements = stored.get_array("outbox").unwrap().iter();
     elements.filter_map(|element| element.as_document().cloned()).collect()
 }
 
-async fn audit(scene: &Scene) -> Vec<AuditRecord> {
+pub(crate) async fn audit(scene: &Scene) -> Vec<AuditRecord> {
     let mut records =
         scene.operator.audit(&AuditRequest { limit: 1_000, ..AuditRequest::default() }).await.unwrap();
     records.reverse();
     records
 }
 
-fn results(records: &[AuditRecord]) -> Vec<(&str, Option<&str>)> {
+pub(crate) fn results(records: &[AuditRecord]) -> Vec<(&str, Option<&str>)> {
     records.iter().map(|record| (record.act.as_str(), record.result.as_deref())).collect()
 }
 
@@ -128,7 +128,7 @@ async fn acts_take_only_messages_in_valid_states() {
 async fn a_killed_message_is_dead_and_can_be_replayed() {
     let scene = Scene::new().await;
     let mut expired = scene.retrying("timed out");
-    expired.extend(doc! { "claimed_by": "worker/1", "available_at": scene.at(-1) });
+    expired.extend(doc! { "available_at": scene.at(-1) });
     scene.insert("o-1", vec![expired]).await;
     let (sum, _) = execute(&scene, Act::Kill, "doc:o-1").await;
     assert_eq!(sum.done, 1);
@@ -193,7 +193,9 @@ async fn a_restore_returns_the_exact_entry_to_its_place() {
     assert_eq!(restored.done, 1);
     assert_eq!(bytes(&scene, "o-1").await, before, "byte by byte, at its place");
     let again = scene.operator.restore(&[id], author(), |_| {}).await.unwrap();
-    assert_eq!((again.done, again.changed), (0, 1), "it is there already");
+    assert_eq!((again.done, again.failed), (0, 1), "it was restored");
+    let forced = scene.operator.restore_by_force(&[id], author(), |_| {}).await.unwrap();
+    assert_eq!((forced.done, forced.changed), (0, 1), "it is there already");
     assert_eq!(bytes(&scene, "o-1").await, before);
     scene.drop().await;
 }
@@ -331,9 +333,15 @@ async fn two_operators_discard_each_message_once() {
     );
     let (one, two) = (one.unwrap(), two.unwrap());
     assert_eq!((one.done + two.done, one.failed + two.failed), (30, 0), "{one:?} {two:?}");
-    assert_eq!(scene.state().collection::<Document>("archive").count_documents(doc! {}).await.unwrap(), 30);
+    let archived = scene.operator.archived(1_000).await.unwrap();
+    let removed = archived.iter().filter(|message| message.objection.is_none()).count();
+    assert_eq!(removed, 30, "one record of each message can be restored");
+    let ids: Vec<Uuid> =
+        archived.iter().filter_map(|message| message.message).collect::<BTreeSet<_>>().into_iter().collect();
+    let restored = scene.operator.restore(&ids, author(), |_| {}).await.unwrap();
+    assert_eq!(restored.done, 30);
     let done = audit(&scene).await.iter().filter(|record| record.result.as_deref() == Some("done")).count();
-    assert_eq!(done, 30);
+    assert_eq!(done, 60, "30 discards and 30 restores");
     scene.drop().await;
 }
 
@@ -354,25 +362,26 @@ async fn a_message_that_changed_meanwhile_is_left_alone() {
             scene.orders().delete_many(doc! {}).await.unwrap();
             scene.insert("o-1", vec![scene.dead("permanent", "no")]).await;
             // The message changes after it was selected, right before the first write.
-            let operator = meddling(&scene, change.clone()).await;
+            let operator = meddling(&scene, 1, change.clone()).await;
             let mut outcomes = Vec::new();
             let request = request(act, "state:dead");
             let acted = operator.execute(&request, author(), |acted| outcomes.push(acted.outcome.clone()));
             acted.await.unwrap();
             assert_eq!(outcomes, [ActOutcome::Changed], "{act} after {change}");
             assert!(outbox(&scene, "o-1").await.iter().all(|entry| !entry.contains_key("replayed_at")));
+            assert!(scene.operator.archived(1).await.unwrap().is_empty(), "{act} after {change}");
         }
     }
     scene.drop().await;
 }
 
-/// An operator whose first write to the audit trail is preceded by another program's update.
-async fn meddling(scene: &Scene, change: Document) -> Operator {
+/// An operator whose insert with this number, from 1, is preceded by another program's update.
+pub(crate) async fn meddling(scene: &Scene, number: usize, change: Document) -> Operator {
     let orders = scene.orders();
     let done = Arc::new(AtomicUsize::new(0));
     let handler = move |event: CommandEvent| {
         let CommandEvent::Started(started) = event else { return };
-        if started.command_name != "insert" || done.fetch_add(1, Ordering::SeqCst) > 0 {
+        if started.command_name != "insert" || done.fetch_add(1, Ordering::SeqCst) + 1 != number {
             return;
         }
         let (orders, change) = (orders.clone(), change.clone());
@@ -396,14 +405,17 @@ fn uri() -> String {
     std::env::var("OUTBOX_MONGODB_URI").unwrap()
 }
 
-async fn operator_with(scene: &Scene, handler: impl Fn(CommandEvent) + Send + Sync + 'static) -> Operator {
+pub(crate) async fn operator_with(
+    scene: &Scene,
+    handler: impl Fn(CommandEvent) + Send + Sync + 'static,
+) -> Operator {
     let mut options = ClientOptions::parse(uri()).await.unwrap();
     options.command_event_handler = Some(EventHandler::callback(handler));
     Operator::new(Client::with_options(options).unwrap(), scene.operator.settings().clone())
 }
 
 /// An operator that dies when it is about to send its write with this number, from 1.
-async fn dying_before(scene: &Scene, number: usize) -> Operator {
+pub(crate) async fn dying_before(scene: &Scene, number: usize) -> Operator {
     let writes = AtomicUsize::new(0);
     operator_with(scene, move |event| {
         let CommandEvent::Started(started) = event else { return };
@@ -415,7 +427,7 @@ async fn dying_before(scene: &Scene, number: usize) -> Operator {
     .await
 }
 
-async fn settle(scene: &Scene) {
+pub(crate) async fn settle(scene: &Scene) {
     scene.operator.settle_before(scene.operator.now().await.unwrap()).await.unwrap();
 }
 

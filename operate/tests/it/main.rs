@@ -7,7 +7,9 @@
 
 mod act;
 mod doctor;
+mod evidence;
 mod explain;
+mod failures;
 mod groups;
 mod interleaved;
 mod list;

@@ -43,6 +43,7 @@ pub fn archive(archived: &[ArchivedMessage], now: DateTime, width: usize) -> Str
         Column::cut("TYPE", 8),
         Column::cut("BY", 5),
         Column::cut("REASON", 6),
+        Column::cut("NO RESTORE", 10),
     ]);
     for message in archived {
         table.row([
@@ -51,6 +52,7 @@ pub fn archive(archived: &[ArchivedMessage], now: DateTime, width: usize) -> Str
             message.message_type.clone().unwrap_or_else(dash),
             message.by.clone(),
             message.reason.clone(),
+            message.objection.clone().unwrap_or_else(dash),
         ]);
     }
     table.draw(width)

@@ -184,7 +184,7 @@ async fn an_act_is_shown_before_it_is_executed() {
         (vec!["replay", "state:dead", "--execute", "--reason", "x", "--expect", "4"], 5),
         (vec!["replay", "state:dead", "--execute", "--reason", "x", "--ceiling", "4"], 5),
         (vec!["release", "state:claimed"], 5),
-        (vec!["restore", "--reason", "x", &Uuid::new().to_string()], 2),
+        (vec!["restore", "--reason", "x", &Uuid::new().to_string()], 3),
     ] {
         let output = shop.run(&arguments);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {:?}", text(&output));
