@@ -12,7 +12,7 @@ use super::{
     concern::majority,
     transition::transition,
 };
-use crate::{Operator, error::OperateError};
+use crate::{Operator, error::OperateError, lease};
 
 /// The number of intents that are written at a time. If the tool dies, at most that many lack an outcome.
 const CHUNK: usize = 50;
@@ -160,6 +160,11 @@ impl Operator {
         let Some(transition) = transition(operation.act, &target.shown, by, now) else {
             return ActOutcome::Failed("this act does not take such a message".to_owned());
         };
+        match self.lease_against(operation.act, target, now).await {
+            Ok(None) => {}
+            Ok(Some(why)) => return ActOutcome::Failed(why),
+            Err(error) => return ActOutcome::Failed(error.to_string()),
+        }
         if operation.act == Act::Discard {
             match self.keep(target, operation, now).await {
                 Ok(None) => {}
@@ -171,6 +176,27 @@ impl Operator {
         let mut filter = target.document.filter();
         filter.insert("outbox", doc! { "$elemMatch": transition.element });
         self.update(&target.document, filter, transition.update, transition.array_filter).await
+    }
+
+    /// Why a message must not be killed or replayed because of the lease of its document: the lease's holder may deliver
+    /// the message, and a state that the lease keeps would overrule the act.
+    async fn lease_against(
+        &self,
+        act: Act,
+        target: &Target,
+        now: DateTime,
+    ) -> Result<Option<String>, OperateError> {
+        if !matches!(act, Act::Kill | Act::Replay) {
+            return Ok(None);
+        }
+        let Some(lease) = self.oversized(&target.document).await? else { return Ok(None) };
+        if !lease.is_held(now) && !target.shown.id.is_some_and(|id| lease.keeps(id)) {
+            return Ok(None);
+        }
+        Ok(Some(format!(
+            "its document has no room for a claim, and a lease has the state of its messages; see docs/operations.md,              \"{}\"",
+            lease::RUNBOOK
+        )))
     }
 
     /// Updates one document, acknowledged by the majority.

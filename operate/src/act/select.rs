@@ -113,6 +113,13 @@ fn why_not(request: &ActRequest, row: &Row) -> Option<String> {
         return Some(format!("it is {}; {act} takes messages that are {}", row.state, states.join(" or ")));
     }
 
+    if act == Act::Kill && row.claimed_by.is_some() {
+        return Some(
+            "its claim has ended, but the claim's holder may still deliver it; try again when a worker has taken it over"
+                .to_owned(),
+        );
+    }
+
     let is_crashed = row.dead_reason.as_deref() == Some(CRASHED);
     let is_named =
         !request.query.ids.is_empty() || request.query.reasons.iter().any(|reason| reason == CRASHED);

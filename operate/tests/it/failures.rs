@@ -8,12 +8,12 @@ use mongodb::{
 };
 use outbox_operate::{
     OperateError,
-    act::Act,
+    act::{Act, ActOutcome},
 };
 
 use crate::{
     act::{audit, author, execute, operator_with, outbox, request},
-    scene::{Scene, id_of, new_id},
+    scene::{Scene, entry, id_of, new_id},
 };
 
 /// The server refuses every document that does not meet this condition.
@@ -101,5 +101,45 @@ async fn every_write_waits_for_a_limited_time() {
         assert_eq!(concern.get_str("w"), Ok("majority"), "{write}");
         assert!(concern.get("wtimeout").is_some(), "{write}");
     }
+    scene.drop().await;
+}
+
+/// The holder of a claim may work on after its end.
+#[tokio::test]
+async fn a_message_whose_claim_has_ended_is_not_killed() {
+    let scene = Scene::new().await;
+    let ended = entry("a", doc! { "available_at": scene.at(-1), "claimed_by": "worker/1", "claims": 1 });
+    scene.insert("o-1", vec![ended.clone()]).await;
+    let preview = scene.operator.preview(&request(Act::Kill, "doc:o-1")).await.unwrap();
+    assert_eq!(preview.messages, 0);
+    assert!(preview.skipped[0].because.contains("may still deliver it"), "{:?}", preview.skipped);
+    assert_eq!(execute(&scene, Act::Kill, "doc:o-1").await.0.done, 0);
+    assert_eq!(outbox(&scene, "o-1").await, [ended]);
+    scene.drop().await;
+}
+
+#[tokio::test]
+async fn a_documents_lease_forbids_kills_and_replays() {
+    let scene = Scene::new().await;
+    let (alive, dead) = (entry("a", doc! {}), scene.dead("permanent", "no"));
+    let dead_id = id_of(&dead);
+    scene.insert("o-1", vec![alive.clone(), dead.clone()]).await;
+    let leases = scene.state().collection::<Document>("leases");
+    let id = doc! { "ns": scene.namespace().to_string(), "key": { "_id": "o-1" } };
+    let lease = doc! { "_id": id, "kind": "oversized", "owner": "worker/1", "until": scene.at(5) };
+    leases.insert_one(lease).await.unwrap();
+    let tried = async |act, query: &str| execute(&scene, act, query).await.1.remove(0).outcome;
+    let is_refused =
+        |outcome: &ActOutcome| outcome.detail().is_some_and(|why| why.contains("no room for a claim"));
+
+    let killed = tried(Act::Kill, "type:a").await;
+    assert!(is_refused(&killed), "its holder may deliver the message: {killed:?}");
+    let kept =
+        doc! { "$unset": { "until": "" }, "$set": { "dead": [{ "id": dead_id, "dead_at": scene.at(-1) }] } };
+    leases.update_one(doc! {}, kept).await.unwrap();
+    let replayed = tried(Act::Replay, "state:dead").await;
+    assert!(is_refused(&replayed), "the lease would make it dead again: {replayed:?}");
+    assert_eq!(outbox(&scene, "o-1").await, [alive, dead]);
+    assert_eq!(tried(Act::Kill, "type:a").await, ActOutcome::Done, "no process has the lease");
     scene.drop().await;
 }
