@@ -136,7 +136,7 @@ pub enum Command {
     /// List discarded messages
     Archive {
         /// The number of messages
-        #[arg(long, short, default_value_t = 50)]
+        #[arg(long, short, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         limit: u32,
     },
     /// List who did what, when and why

@@ -28,7 +28,7 @@ const CHUNK: usize = 200;
 pub async fn run(args: Args) -> Exit {
     match Box::pin(run_command(&args)).await {
         Ok(exit) => exit,
-        // The reader of the output has what it wanted.
+        // The reader of a stream has what it wanted.
         Err(Failure::Output(error)) if error.is_closed() => Exit::Done,
         Err(failure) => {
             output::error(&failure.to_string());
@@ -124,7 +124,7 @@ async fn list_all(
             break;
         }
         is_empty = false;
-        output::write_each(format, &rows, || screens::list::draw(&rows, columns, now, general.width))?;
+        output::write_part(format, &rows, || screens::list::draw(&rows, columns, now, general.width))?;
     }
     notes(general, lister.plans());
     Ok(if is_empty { Exit::NothingMatched } else { Exit::Done })

@@ -21,15 +21,61 @@ pub enum OutputError {
 impl OutputError {
     /// Whether the reader of the output has ended, as `head` does.
     pub fn is_closed(&self) -> bool {
-        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::BrokenPipe)
+        let kind = match self {
+            Self::Io(error) => Some(error.kind()),
+            Self::Json(error) => error.io_error_kind(),
+        };
+        kind == Some(io::ErrorKind::BrokenPipe)
     }
 }
 
-/// Writes one result.
+/// Writes one result. A reader that has ended, as `head` does, has what it wanted, and does not change the exit code.
 ///
 /// # Errors
 /// [`OutputError`].
 pub fn write(
+    format: Format,
+    result: &impl Serialize,
+    text: impl FnOnce() -> String,
+) -> Result<(), OutputError> {
+    unless_closed(write_one(format, result, text))
+}
+
+/// Writes several results: a table or a JSON array of all, or one line each. A reader that has ended does not change the
+/// exit code.
+///
+/// # Errors
+/// [`OutputError`].
+pub fn write_each<T: Serialize>(
+    format: Format,
+    results: &[T],
+    text: impl FnOnce() -> String,
+) -> Result<(), OutputError> {
+    unless_closed(write_part(format, results, text))
+}
+
+/// Writes a part of a stream, which ends if its reader has ended.
+///
+/// # Errors
+/// [`OutputError`].
+pub fn write_part<T: Serialize>(
+    format: Format,
+    results: &[T],
+    text: impl FnOnce() -> String,
+) -> Result<(), OutputError> {
+    if format != Format::Jsonl {
+        return write_one(format, &results, text);
+    }
+    let mut out = io::stdout().lock();
+    for result in results {
+        serde_json::to_writer(&mut out, result)?;
+        writeln!(out)?;
+    }
+    out.flush()?;
+    Ok(())
+}
+
+fn write_one(
     format: Format,
     result: &impl Serialize,
     text: impl FnOnce() -> String,
@@ -51,25 +97,11 @@ pub fn write(
     Ok(())
 }
 
-/// Writes several results: a table or a JSON array of all, or one line each.
-///
-/// # Errors
-/// [`OutputError`].
-pub fn write_each<T: Serialize>(
-    format: Format,
-    results: &[T],
-    text: impl FnOnce() -> String,
-) -> Result<(), OutputError> {
-    if format != Format::Jsonl {
-        return write(format, &results, text);
+fn unless_closed(written: Result<(), OutputError>) -> Result<(), OutputError> {
+    match written {
+        Err(error) if error.is_closed() => Ok(()),
+        written => written,
     }
-    let mut out = io::stdout().lock();
-    for result in results {
-        serde_json::to_writer(&mut out, result)?;
-        writeln!(out)?;
-    }
-    out.flush()?;
-    Ok(())
 }
 
 /// Writes a note for people.

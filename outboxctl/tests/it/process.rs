@@ -44,6 +44,10 @@ impl Shop {
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let watch = format!("{}.*", self.database.name());
         let state = self.state().name().to_owned();
         let environment = [
@@ -52,7 +56,7 @@ impl Shop {
             ("OUTBOX_STATE_DATABASE", &state),
             ("USER", "alice"),
         ];
-        run(arguments, &environment)
+        command(arguments, &environment)
     }
 
     fn state(&self) -> Database {
@@ -72,12 +76,16 @@ impl Shop {
 }
 
 fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    command(arguments, environment).output().unwrap()
+}
+
+fn command(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outboxctl"));
     command.env_clear().args(arguments);
     for (name, value) in environment {
         command.env(name, value);
     }
-    command.output().unwrap()
+    command
 }
 
 fn text(output: &Output) -> (String, String) {
@@ -98,6 +106,7 @@ async fn exit_codes_distinguish_the_outcomes() {
         (vec!["doctor"], 1),
         (vec!["list", "sate:dead"], 2),
         (vec!["list", "--limit", "0"], 2),
+        (vec!["archive", "--limit", "0"], 2),
         (vec!["no-such-command"], 2),
         (vec!["show", "junk"], 2),
         (vec!["list", "state:due"], 3),
@@ -238,6 +247,62 @@ async fn production_asks_for_the_profiles_name() {
     }
     assert_eq!(execute(&["--confirm", "live"]).status.code(), Some(0));
     assert_eq!(shop.dead().await, 0);
+    shop.drop().await;
+}
+
+/// Scripts such as `outboxctl … | head -1` see what became of the messages.
+#[tokio::test]
+async fn a_closed_pipe_does_not_hide_a_failure() {
+    let shop = Shop::new().await;
+    let validator = doc! { "outbox.replayed_at": { "$exists": false } };
+    shop.database.run_command(doc! { "collMod": "orders", "validator": validator }).await.unwrap();
+    for format in ["table", "json", "jsonl"] {
+        let arguments = ["replay", "state:dead", "--execute", "--reason", "x", "-o", format];
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = shop.command(&arguments).stdout(writer).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{format}: {:?}", text(&output));
+    }
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = shop.command(&["list", "-o", "json"]).stdout(writer).output().unwrap();
+    assert_eq!((output.status.code(), text(&output).1.as_str()), (Some(0), ""), "a list has ended well");
+    shop.drop().await;
+}
+
+#[tokio::test]
+async fn an_act_that_ends_early_reports_its_part() {
+    let shop = Shop::new().await;
+    let validator = doc! { "validator": { "kind": { "$ne": "outcome" } } };
+    shop.state().create_collection("audit").await.unwrap();
+    let command = doc! { "collMod": "audit" }.into_iter().chain(validator).collect::<Document>();
+    shop.state().run_command(command).await.unwrap();
+    let output = shop.run(&["replay", "state:dead", "--execute", "--reason", "x"]);
+    let (shown, error) = text(&output);
+    assert_eq!(output.status.code(), Some(4), "{error}");
+    assert!(shown.contains("5 done") && error.contains("audit trail"), "{shown} {error}");
+    assert_eq!(shop.dead().await, 0);
+    shop.drop().await;
+}
+
+#[tokio::test]
+async fn a_second_restore_needs_force() {
+    let shop = Shop::new().await;
+    let dead = shop.dead.to_string();
+    let restore =
+        |more: &[&str]| shop.run(&[&["restore", &dead, "--reason", "x", "--width", "400"], more].concat());
+    assert_eq!(shop.run(&["discard", &dead, "--execute", "--reason", "x"]).status.code(), Some(0));
+    assert_eq!(restore(&[]).status.code(), Some(0));
+    assert_eq!(shop.run(&["replay", &dead, "--execute", "--reason", "x"]).status.code(), Some(0));
+    let delivered = doc! { "$pull": { "outbox": { "id": shop.dead } } };
+    let orders = shop.database.collection::<Document>("orders");
+    orders.update_one(doc! { "_id": "o-0" }, delivered).await.unwrap();
+
+    let again = restore(&[]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(text(&again).0.contains("--force"), "{:?}", text(&again));
+    assert!(text(&shop.run(&["archive", "--width", "400"])).0.contains("changed after its discard"));
+    assert_eq!(restore(&["--force"]).status.code(), Some(0));
     shop.drop().await;
 }
 
