@@ -39,7 +39,10 @@ pub(crate) fn transition(act: Act, shown: &Row, by: &str, now: DateTime) -> Opti
             "$unset": { "outbox.$[e].claimed_by": "" },
         },
         Act::Discard => {
-            let removed = doc! { "id": shown.id?, "dead_at": shown.dead_at? };
+            // All elements with the id are this message. A repeated one may lack the date of death, and would be
+            // delivered.
+            shown.dead_at?;
+            let removed = doc! { "id": shown.id? };
             return Some(Transition {
                 element,
                 update: doc! { "$pull": { "outbox": removed } },

@@ -160,6 +160,22 @@ async fn the_archive_keeps_the_element_that_was_shown() {
     scene.drop().await;
 }
 
+/// A push that was repeated after the death leaves a second element without the date.
+#[tokio::test]
+async fn a_discard_removes_a_repeated_element_too() {
+    let (scene, id) = with_dead().await;
+    let mut repeated = outbox(&scene, "o-1").await.remove(0);
+    for name in ["dead_at", "dead_reason", "last_error", "attempts"] {
+        repeated.remove(name);
+    }
+    scene.orders().update_one(doc! { "_id": "o-1" }, doc! { "$push": { "outbox": repeated } }).await.unwrap();
+    assert_eq!(execute(&scene, Act::Discard, "state:dead").await.0.done, 1);
+    assert!(outbox(&scene, "o-1").await.is_empty(), "no element of it is left to be delivered");
+    assert_eq!(restore(&scene, id, Force::Never).await, ActOutcome::Done);
+    assert_eq!(outbox(&scene, "o-1").await.len(), 1);
+    scene.drop().await;
+}
+
 #[tokio::test]
 async fn an_archived_entry_that_is_alive_is_not_restored() {
     let (scene, id) = with_dead().await;
