@@ -182,6 +182,6 @@ fn is_as_shown(intent: &Document, row: &Row) -> bool {
     row.dead_at == date("dead_at")
         && row.available_at == date("available_at")
         && row.claimed_by == text_of(shown, "claimed_by")
-        && Ok(row.attempts) == shown.get_i64("attempts")
-        && Ok(row.claims) == shown.get_i64("claims")
+        && shown.get_i64("attempts").ok() == Some(row.attempts)
+        && shown.get_i64("claims").ok() == Some(row.claims)
 }
