@@ -18,14 +18,22 @@ const PATIENCE: Duration = Duration::from_mins(40);
 
 /// An unclaimed entry that has been due for a minute. Its message carries a number, and a text that fills it up.
 pub(crate) fn due_entry(number: u64, filling: usize) -> Result<Document> {
+    entry(number, filling, DateTime::from_millis(DateTime::now().timestamp_millis() - 60_000))
+}
+
+/// The same entry, sent just now.
+pub(crate) fn fresh_entry(number: u64, filling: usize) -> Result<Document> {
+    entry(number, filling, DateTime::now())
+}
+
+fn entry(number: u64, filling: usize, sent: DateTime) -> Result<Document> {
     let id = uuid::Uuid::now_v7().into_bytes().to_vec();
-    let due = DateTime::from_millis(DateTime::now().timestamp_millis() - 60_000);
     Ok(doc! {
         "id": Bson::Binary(Binary { subtype: BinarySubtype::Uuid, bytes: id }),
         "type": "order.changed",
         "payload": { "order": format!("order-{number:08}"), "total": 1_i64, "at": i64::try_from(number)?, "note": "n".repeat(filling) },
-        "created_at": due,
-        "available_at": due,
+        "created_at": sent,
+        "available_at": sent,
     })
 }
 

@@ -8,14 +8,14 @@ use mongodb::{
 };
 
 use super::{
-    backlog::{due_entry, is_burnt_down, manifest_memory_mib},
+    backlog::{due_entry, fresh_entry, is_burnt_down},
     finding::Finding,
     received::Received,
+    services::{Services, arrived, peak_memory},
 };
 use crate::{
     bed::{Bed, id},
     result::Result,
-    services::Service,
 };
 
 const LIMIT: &str = "collections";
@@ -43,9 +43,7 @@ async fn in_databases(bed: &Bed, databases: &[Database]) -> Result<Vec<Finding>>
 
     let began = Instant::now();
     let watched = format!("{}_c*", bed.name());
-    let dispatcher_settings = [("MESSAGES_EXCHANGE", bed.exchange())];
-    let dispatcher = Service::start(bed, "outbox-dispatcher", &watched, &dispatcher_settings)?;
-    let rescuer = Service::start(bed, "outbox-rescuer", &watched, &[("DELAY", "2s".into())])?;
+    let services = Services::start(bed, &watched)?;
     let took = is_burnt_down(bed, &received, count, &collections, began).await?;
 
     let mut findings = Vec::new();
@@ -58,37 +56,25 @@ async fn in_databases(bed: &Bed, databases: &[Database]) -> Result<Vec<Finding>>
 
     // The sweep has found everything, so the processes have only their watch to keep.
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let (before, commands) = (rescuer.cpu_seconds()?, queries(bed).await?);
+    let (before, commands) = (services.rescuer.cpu_seconds()?, queries(bed).await?);
     let idle = Duration::from_secs(30);
     tokio::time::sleep(idle).await;
-    let cpu = (rescuer.cpu_seconds()? - before) / idle.as_secs_f64() * 100.0;
+    let cpu = (services.rescuer.cpu_seconds()? - before) / idle.as_secs_f64() * 100.0;
     findings.push(Finding::figure(LIMIT, "the idle rescuer, of a core", format!("{cpu:.1} %")));
     let asked = (queries(bed).await? - commands) as f64 / idle.as_secs_f64();
     findings.push(Finding::figure(LIMIT, "reads of MongoDB while idle", format!("{asked:.0} a second")));
 
     let last = collections.last().ok_or("there is no collection")?;
     let left = Instant::now();
-    let entry = doc! { "$push": { "outbox": fresh(due_entry(count, 120)?) } };
+    let entry = doc! { "$push": { "outbox": fresh_entry(count, 120)? } };
     last.update_one(doc! { "_id": id(0) }, entry).await?;
     let late = is_burnt_down(bed, &received, count + 1, std::slice::from_ref(last), left).await?;
     let late = format!("{:.2} s after its save, with a delay of 2 s", late.as_secs_f64());
     findings.push(Finding::figure(LIMIT, "a message left behind in the last collection", late));
 
-    findings.push(
-        Finding::figure(
-            LIMIT,
-            "messages that arrived",
-            format!("{}, {} of them twice", received.count(), received.repeats()),
-        )
-        .bound("each at least once", received.is_exactly(count + 1)),
-    );
-    let (peak, limit) = (rescuer.peak_memory_mib()?, manifest_memory_mib("rescuer")?);
-    findings.push(
-        Finding::figure(LIMIT, "memory of the rescuer at its peak", format!("{peak:.0} MiB"))
-            .bound(format!("{limit:.0} MiB, of the manifest"), peak < limit),
-    );
-    rescuer.stop().await?;
-    dispatcher.stop().await?;
+    findings.push(arrived(LIMIT, &received, count + 1));
+    findings.push(peak_memory(LIMIT, "rescuer", &services.rescuer)?);
+    services.stop().await?;
     Ok(findings)
 }
 
@@ -110,14 +96,6 @@ async fn fill(databases: &[Database]) -> Result<Vec<Collection<Document>>> {
         }
     }
     Ok(collections)
-}
-
-/// Makes an entry that was sent just now, without a claim.
-fn fresh(mut entry: Document) -> Document {
-    let now = mongodb::bson::DateTime::now();
-    entry.insert("created_at", now);
-    entry.insert("available_at", now);
-    entry
 }
 
 /// Number of find, getMore and aggregate commands that the server has executed.

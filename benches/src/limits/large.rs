@@ -5,14 +5,14 @@ use std::time::Instant;
 use mongodb::bson::doc;
 
 use super::{
-    backlog::{due_entry, is_burnt_down, manifest_memory_mib},
+    backlog::{due_entry, is_burnt_down},
     finding::Finding,
     received::Received,
+    services::{Services, arrived, peak_memory},
 };
 use crate::{
     bed::{Bed, id},
     result::Result,
-    services::Service,
 };
 
 const LIMIT: &str = "large";
@@ -36,9 +36,7 @@ pub(crate) async fn measure(bed: &Bed) -> Result<Vec<Finding>> {
     let received = Received::start(bed, count).await?;
 
     let began = Instant::now();
-    let dispatcher_settings = [("MESSAGES_EXCHANGE", bed.exchange())];
-    let dispatcher = Service::start(bed, "outbox-dispatcher", bed.name(), &dispatcher_settings)?;
-    let rescuer = Service::start(bed, "outbox-rescuer", bed.name(), &[("DELAY", "2s".into())])?;
+    let services = Services::start(bed, bed.name())?;
     let took = is_burnt_down(bed, &received, count, std::slice::from_ref(&collection), began).await?;
 
     let mut findings = Vec::new();
@@ -48,22 +46,10 @@ pub(crate) async fn measure(bed: &Bed) -> Result<Vec<Finding>> {
         described,
         format!("{:.0} s, {mib:.0} MiB a second", took.as_secs_f64()),
     ));
-    findings.push(
-        Finding::figure(
-            LIMIT,
-            "messages that arrived",
-            format!("{}, {} of them twice", received.count(), received.repeats()),
-        )
-        .bound("each at least once", received.is_exactly(count)),
-    );
-    for (name, service) in [("rescuer", &rescuer), ("dispatcher", &dispatcher)] {
-        let (peak, limit) = (service.peak_memory_mib()?, manifest_memory_mib(name)?);
-        findings.push(
-            Finding::figure(LIMIT, format!("memory of the {name} at its peak"), format!("{peak:.0} MiB"))
-                .bound(format!("{limit:.0} MiB, of the manifest"), peak < limit),
-        );
+    findings.push(arrived(LIMIT, &received, count));
+    for (name, service) in services.both() {
+        findings.push(peak_memory(LIMIT, name, service)?);
     }
-    rescuer.stop().await?;
-    dispatcher.stop().await?;
+    services.stop().await?;
     Ok(findings)
 }

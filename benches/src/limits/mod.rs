@@ -1,4 +1,4 @@
-//! Measures the limits of one system: an hour-long load in small, a large backlog, many collections, large documents.
+//! Measures the limits of one system: a large backlog, many collections, large documents, and a load at a fixed rate.
 //! `scripts/limits` builds and starts them; docs/scaling.md shows the figures and what follows from them.
 
 mod backlog;
@@ -6,6 +6,7 @@ mod collections;
 mod finding;
 mod large;
 mod received;
+mod services;
 mod soak;
 mod stranded;
 mod watched;

@@ -11,21 +11,21 @@ use std::{
 use document_outbox::{Loaded, Mode, Store, store::Saved};
 use mongodb::{
     Collection,
-    bson::{DateTime, Document, doc},
+    bson::{Document, doc},
 };
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
-    backlog::{due_entry, is_burnt_down},
+    backlog::{fresh_entry, is_burnt_down},
     finding::Finding,
     received::Received,
+    services::{Services, arrived},
     watched::{Course, Watched},
 };
 use crate::{
     bed::{Bed, id},
     order::Order,
     result::Result,
-    services::Service,
 };
 
 const LIMIT: &str = "soak";
@@ -48,14 +48,12 @@ pub(crate) async fn measure(bed: &Bed, minutes: u64) -> Result<Vec<Finding>> {
     let left = bed.raw_orders("left", 1_000, 200).await?.clone_with_type::<Document>();
     left.create_indexes(document_outbox::store::indexes()).await?;
     let received = Received::start(bed, (SAVES_PER_SECOND + LEFT_PER_SECOND) * (time.as_secs() + 60)).await?;
-    let dispatcher_settings = [("MESSAGES_EXCHANGE", bed.exchange())];
-    let dispatcher = Service::start(bed, "outbox-dispatcher", bed.name(), &dispatcher_settings)?;
-    let rescuer = Service::start(bed, "outbox-rescuer", bed.name(), &[("DELAY", "2s".into())])?;
+    let services = Services::start(bed, bed.name())?;
 
     let mut watched = vec![
         Watched::new("application", "self")?,
-        Watched::new("rescuer", rescuer.pid()?)?,
-        Watched::new("dispatcher", dispatcher.pid()?)?,
+        Watched::new("rescuer", services.rescuer.pid()?)?,
+        Watched::new("dispatcher", services.dispatcher.pid()?)?,
     ];
     let numbers = Arc::new(AtomicU64::new(0));
     let began = Instant::now();
@@ -74,21 +72,13 @@ pub(crate) async fn measure(bed: &Bed, minutes: u64) -> Result<Vec<Finding>> {
         described,
         format!("{sent} messages, {:.0} a second", sent as f64 / time.as_secs_f64()),
     )];
-    findings.push(
-        Finding::figure(
-            LIMIT,
-            "messages that arrived",
-            format!("{}, {} of them twice", received.count(), received.repeats()),
-        )
-        .bound("each at least once", received.is_exactly(sent)),
-    );
+    findings.push(arrived(LIMIT, &received, sent));
     let drained = format!("{:.1} s", drained.as_secs_f64());
     findings.push(Finding::figure(LIMIT, "from the last save until all have arrived", drained));
     for process in &watched {
         findings.extend(judged(process, sent)?);
     }
-    rescuer.stop().await?;
-    dispatcher.stop().await?;
+    services.stop().await?;
     Ok(findings)
 }
 
@@ -180,10 +170,7 @@ async fn leave_all(left: &Collection<Document>, numbers: &Arc<AtomicU64>, until:
     let mut next = 0;
     while Instant::now() < until {
         ticks.tick().await;
-        let mut entry = due_entry(numbers.fetch_add(1, Ordering::Relaxed), 120)?;
-        let now = DateTime::now();
-        entry.insert("created_at", now);
-        entry.insert("available_at", now);
+        let entry = fresh_entry(numbers.fetch_add(1, Ordering::Relaxed), 120)?;
         left.update_one(doc! { "_id": id(next) }, doc! { "$push": { "outbox": entry } }).await?;
         next = (next + 1) % 1_000;
     }

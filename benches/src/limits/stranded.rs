@@ -5,15 +5,15 @@ use std::time::{Duration, Instant};
 use mongodb::bson::{Document, doc};
 
 use super::{
-    backlog::{due_entry, is_burnt_down, manifest_memory_mib},
+    backlog::{due_entry, is_burnt_down},
     finding::Finding,
     received::Received,
+    services::{Services, arrived, peak_memory},
 };
 use crate::{
     bed::{Bed, id},
     counters::Counters,
     result::Result,
-    services::Service,
 };
 
 const LIMIT: &str = "stranded";
@@ -26,9 +26,7 @@ pub(crate) async fn measure(bed: &Bed) -> Result<Vec<Finding>> {
     let before = Counters::take(bed).await?;
 
     let began = Instant::now();
-    let dispatcher_settings = [("MESSAGES_EXCHANGE", bed.exchange())];
-    let dispatcher = Service::start(bed, "outbox-dispatcher", bed.name(), &dispatcher_settings)?;
-    let rescuer = Service::start(bed, "outbox-rescuer", bed.name(), &[("DELAY", "2s".into())])?;
+    let services = Services::start(bed, bed.name())?;
     let took = is_burnt_down(bed, &received, count, std::slice::from_ref(&collection), began).await?;
 
     let counted = before.until_now(bed).await?;
@@ -37,20 +35,9 @@ pub(crate) async fn measure(bed: &Bed) -> Result<Vec<Finding>> {
     let rate = messages / took.as_secs_f64();
     let time = format!("{:.0} s, {rate:.0} a second", took.as_secs_f64());
     findings.push(Finding::figure(LIMIT, format!("{count} documents, one rescuer, one dispatcher"), time));
-    findings.push(
-        Finding::figure(
-            LIMIT,
-            "messages that arrived",
-            format!("{}, {} of them twice", received.count(), received.repeats()),
-        )
-        .bound("each at least once", received.is_exactly(count)),
-    );
-    for (name, service) in [("rescuer", &rescuer), ("dispatcher", &dispatcher)] {
-        let (peak, limit) = (service.peak_memory_mib()?, manifest_memory_mib(name)?);
-        findings.push(
-            Finding::figure(LIMIT, format!("memory of the {name} at its peak"), format!("{peak:.0} MiB"))
-                .bound(format!("{limit:.0} MiB, of the manifest"), peak < limit),
-        );
+    findings.push(arrived(LIMIT, &received, count));
+    for (name, service) in services.both() {
+        findings.push(peak_memory(LIMIT, name, service)?);
         let cpu = service.cpu_seconds()? / messages * 1e3;
         findings.push(Finding::figure(
             LIMIT,
@@ -67,8 +54,7 @@ pub(crate) async fn measure(bed: &Bed) -> Result<Vec<Finding>> {
     let oplog = format!("{:.0} bytes a message", counted.oplog_bytes as f64 / messages);
     findings.push(Finding::figure(LIMIT, "oplog", oplog));
 
-    rescuer.stop().await?;
-    dispatcher.stop().await?;
+    services.stop().await?;
     Ok(findings)
 }
 
