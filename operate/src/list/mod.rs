@@ -144,9 +144,9 @@ impl Row {
             last_error: entry.last_error.clone(),
             dead_at: entry.dead.as_ref().map(|dead| dead.at),
             dead_reason: entry.dead.as_ref().map(|dead| dead.reason.clone()),
+            flaw: None,
             ..Self::of_flaw(document, place, String::new())
         }
-        .without_flaw()
     }
 
     pub(crate) fn of_flaw(document: &DocumentRef, place: usize, flaw: String) -> Self {
@@ -168,11 +168,6 @@ impl Row {
             dead_reason: None,
             flaw: Some(flaw),
         }
-    }
-
-    fn without_flaw(mut self) -> Self {
-        self.flaw = None;
-        self
     }
 }
 
