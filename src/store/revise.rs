@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use mongodb::bson::{Bson, DateTime, RawDocument, Uuid};
 
-use super::prepare::{Draft, scheduled};
+use super::prepare::{Draft, Emptiness, scheduled};
 use crate::{
     aggregate::{
         outbox::Outbox,
@@ -183,6 +183,11 @@ impl RevisionPlan {
     /// Whether the save changes a stored message.
     pub(super) fn changes_entries(&self) -> bool {
         !self.leaving.is_empty() || !self.rescheduled.is_empty()
+    }
+
+    /// Whether the outbox is empty after the stored messages of this decision have left it.
+    pub(super) fn emptiness(&self) -> Emptiness {
+        if self.left == 0 { Emptiness::Known } else { Emptiness::Unlikely }
     }
 
     /// The messages that become due at once.

@@ -33,7 +33,7 @@ use super::{
     loaded::Loaded,
     lookups::size_of,
     outcome::Saved,
-    prepare::{Emptiness, Prepared},
+    prepare::Prepared,
     revise::{ReadOutbox, RevisionPlan},
     save::AppliedSave,
     write::SaveWrite,
@@ -99,7 +99,7 @@ impl<T: Aggregate> Store<T> {
         let size = Size { held: plan.left, bytes: read.bytes.saturating_sub(plan.bytes) };
         self.admit_into(loaded, &diff, size)?;
 
-        let outbox = if plan.left == 0 { Emptiness::Known } else { Emptiness::Unlikely };
+        let outbox = plan.emptiness();
         // A later decision needs the types and keys of the messages.
         let drafts = diff.drafts.clone();
         let mut prepared = self.prepare(&loaded.document, drafts, outbox, plan.made_due()).await?;
@@ -184,7 +184,7 @@ impl<T: Aggregate> Store<T> {
     ) -> Result<RevisionWrite, Error> {
         // No stored message changes, so the save is written like any other.
         if !plan.changes_entries() {
-            let outbox = if plan.left == 0 { Emptiness::Known } else { Emptiness::Unlikely };
+            let outbox = plan.emptiness();
             return Ok(RevisionWrite::Ended(self.write(loaded, &diff.changes, prepared, outbox).await?));
         }
         if plan.left > 0 && prepared.is_claimed() {
